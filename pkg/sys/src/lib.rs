@@ -1,1 +1,18 @@
-//! Empty as yet.
+//! System calls that `nix` and `std` do not wrap, and the few small things that every process of
+//! a container runtime asks of the kernel.
+//!
+//! This is the only crate of the project that may hold `unsafe`. Each block says why it is sound.
+//!
+//! | module        | what                                                                  |
+//! |---------------|-----------------------------------------------------------------------|
+//! | [`pidfd`]     | open, signal, and the exit status that outlives the process           |
+//! | [`seqpacket`] | message sockets that carry descriptors                                |
+//! | [`clock`]     | boot time, wall time, boot id                                         |
+//! | [`pipe`]      | how many bytes a pipe holds; pipes that a container may reopen        |
+//! | [`proc`]      | start times and process trees from /proc                              |
+
+pub mod clock;
+pub mod pidfd;
+pub mod pipe;
+pub mod proc;
+pub mod seqpacket;

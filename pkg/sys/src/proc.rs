@@ -1,0 +1,96 @@
+//! What /proc says of processes.
+
+use std::fs;
+
+/// Parent, session and start time (clock ticks since boot) of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// The process.
+    pub pid: i32,
+    /// State letter, `Z` for a zombie.
+    pub state: u8,
+    /// Its parent.
+    pub ppid: i32,
+    /// The session that it belongs to.
+    pub session: i32,
+    /// Field 22: with the pid it names one process of this boot.
+    pub start_time: u64,
+}
+
+/// Parses a line of `/proc/PID/stat`. The command in it may hold spaces and parentheses.
+pub fn parse_stat(line: &str) -> Option<Stat> {
+    let open = line.find('(')?;
+    let close = line.rfind(')')?;
+    let mut rest = line.get(close + 1..)?.split_ascii_whitespace();
+    let state = rest.next()?.bytes().next()?;
+    let ppid = rest.next()?.parse().ok()?;
+    let session = rest.nth(1)?.parse().ok()?;
+    let start_time = rest.nth(15)?.parse().ok()?;
+    Some(Stat { pid: line[..open].trim().parse().ok()?, state, ppid, session, start_time })
+}
+
+/// Reads the state of one process; `None` when there is none.
+pub fn stat(pid: i32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Every process below `root`, and every one of a session that `root` leads, itself included.
+pub fn tree(root: i32) -> Vec<i32> {
+    let mut all: Vec<Stat> = Vec::new();
+    if let Ok(dir) = fs::read_dir("/proc") {
+        for entry in dir.flatten() {
+            let pid = entry.file_name().to_str().and_then(|n| n.parse().ok());
+            all.extend(pid.and_then(stat).filter(|s| s.state != b'Z'));
+        }
+    }
+    let mut found: Vec<i32> =
+        all.iter().filter(|s| s.pid == root || s.session == root).map(|s| s.pid).collect();
+    let mut at = 0;
+    while at < found.len() {
+        let parent = found[at];
+        for s in &all {
+            if s.ppid == parent && !found.contains(&s.pid) {
+                found.push(s.pid);
+            }
+        }
+        at += 1;
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_may_hold_anything() {
+        let line = "42 (a ) b (c) S 1 2 3 0 -1 4 5 6 7 8 9 10 11 12 13 20 0 1 777 1 2";
+        let got = parse_stat(line).unwrap();
+        assert_eq!(got, Stat { pid: 42, state: b'S', ppid: 1, session: 3, start_time: 777 });
+        assert_eq!(parse_stat("garbage"), None);
+        assert_eq!(parse_stat("1 ) ("), None);
+    }
+
+    #[test]
+    fn finds_children() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "sleep 100 & sleep 100; :"])
+            .spawn()
+            .unwrap();
+        let pid = child.id() as i32;
+        let mut tree_of = tree(pid);
+        for _ in 0..200 {
+            if tree_of.len() == 3 {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            tree_of = tree(pid);
+        }
+        for p in &tree_of {
+            let fd = crate::pidfd::open(*p).unwrap();
+            crate::pidfd::send_signal(std::os::fd::AsFd::as_fd(&fd), libc::SIGKILL).unwrap();
+        }
+        child.wait().unwrap();
+        assert_eq!(tree_of.len(), 3, "{tree_of:?}");
+    }
+}
