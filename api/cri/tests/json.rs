@@ -1,4 +1,5 @@
 //! Messages as JSON: the protobuf specification's mapping, and deterministic encodings.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,6 @@
 //! A client and a server of the generated code over a unix socket: a method that is written, one
 //! that is not, one that streams.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::pin::Pin;
 

@@ -13,6 +13,7 @@
 //! reserved numbers, options for Go) is no fact.
 //!
 //! Needs `go`, and the module in Go's cache or a module proxy that has it.
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
