@@ -1,0 +1,231 @@
+//! Puts a whole `config.json` together, and checks what only the whole shows: a host name or a
+//! kernel parameter that would reach the host because a namespace is the host's.
+
+use crate::canonical::canonical;
+use crate::devices;
+use crate::error::{Error, Result};
+use crate::input::{Namespaces, Ns, ProcessInput, Resources, SpecInput};
+use crate::mounts::{self, mappings};
+use crate::process::{self, no_nul};
+use crate::seccomp;
+use oci_spec::runtime::{
+    Hooks, Linux, LinuxBlockIoBuilder, LinuxCpu, LinuxHugepageLimit, LinuxIntelRdt, LinuxMemory,
+    LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources, Root, Spec,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+
+/// The version of the runtime specification that specs are written for. Nothing newer than this
+/// is needed, and older runtimes refuse newer numbers.
+const SPEC_VERSION: &str = "1.0.2";
+
+/// What is hidden from an unprivileged container.
+pub const DEFAULT_MASKED_PATHS: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// What an unprivileged container may read but not write.
+pub const DEFAULT_READONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Makes a container's `config.json`.
+///
+/// # Errors
+/// See [`Error`]: it names the value that is wrong.
+pub fn build(input: &SpecInput) -> Result<Vec<u8>> {
+    let process = ProcessInput {
+        privileged: input.privileged || input.process.privileged,
+        host: input.host,
+        ..input.process.clone()
+    };
+    let (process, caps) = process::assemble(&process)?;
+    let (mounts, propagation) = mounts::assemble(input)?;
+    check_hostname(input)?;
+
+    let mut root = Root::default();
+    root.set_path(if input.rootfs.as_os_str().is_empty() {
+        PathBuf::from("rootfs")
+    } else {
+        input.rootfs.clone()
+    })
+    .set_readonly(Some(input.readonly_rootfs));
+
+    let mut linux = Linux::default();
+    let in_userns = input.namespaces.user != Ns::Host;
+    if in_userns && input.namespaces.user == Ns::New && input.namespaces.uid_mappings.is_empty() {
+        return Err(Error::UserNamespace { problem: "a new one needs mappings of user ids" });
+    }
+    if in_userns && input.namespaces.user == Ns::New && input.namespaces.gid_mappings.is_empty() {
+        return Err(Error::UserNamespace { problem: "a new one needs mappings of group ids" });
+    }
+    let (uids, gids) = match in_userns {
+        true => {
+            (mappings(&input.namespaces.uid_mappings)?, mappings(&input.namespaces.gid_mappings)?)
+        }
+        false => (None, None),
+    };
+    linux
+        .set_uid_mappings(uids)
+        .set_gid_mappings(gids)
+        .set_sysctl(sysctls(&input.sysctls, &input.namespaces)?)
+        .set_resources(Some(resources(input)?))
+        .set_cgroups_path(non_empty(&input.cgroups_path).map(PathBuf::from))
+        .set_namespaces(Some(namespaces(&input.namespaces)))
+        .set_devices(devices::nodes(input)?)
+        .set_seccomp(seccomp::assemble(&input.seccomp, &input.host, caps.bounding)?)
+        .set_rootfs_propagation(propagation.map(str::to_owned))
+        .set_masked_paths(paths(input, input.masked_paths.as_deref(), &DEFAULT_MASKED_PATHS))
+        .set_readonly_paths(paths(input, input.readonly_paths.as_deref(), &DEFAULT_READONLY_PATHS))
+        .set_mount_label(input.mount_label.clone().filter(|l| !l.is_empty()))
+        .set_intel_rdt(input.intel_rdt_class.as_deref().filter(|c| !c.is_empty()).map(|class| {
+            let mut rdt = LinuxIntelRdt::default();
+            rdt.set_clos_id(Some(class.to_owned()));
+            rdt
+        }));
+
+    let mut spec = Spec::default();
+    spec.set_version(SPEC_VERSION.to_owned())
+        .set_root(Some(root))
+        .set_mounts(Some(mounts))
+        .set_process(Some(process))
+        .set_hostname(input.hostname.clone().filter(|h| !h.is_empty()))
+        .set_hooks(hooks(input)?)
+        .set_annotations(Some(to_hash(&input.annotations)).filter(|a| !a.is_empty()))
+        .set_linux(Some(linux));
+    canonical(&spec)
+}
+
+fn hooks(input: &SpecInput) -> Result<Option<Hooks>> {
+    let parse = |hooks| serde_json::from_value(hooks).map_err(|source| Error::Json { source });
+    input.hooks.clone().map(parse).transpose()
+}
+
+fn check_hostname(input: &SpecInput) -> Result<()> {
+    match input.hostname.as_deref().filter(|h| !h.is_empty()) {
+        Some(name) if input.namespaces.uts == Ns::Host => {
+            Err(Error::HostnameOfHost { hostname: name.to_owned() })
+        }
+        Some(name) => no_nul("host name", name),
+        None => Ok(()),
+    }
+}
+
+fn namespaces(input: &Namespaces) -> Vec<LinuxNamespace> {
+    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network, Pid, User, Uts};
+    [
+        (Pid, &input.pid),
+        (Network, &input.network),
+        (Ipc, &input.ipc),
+        (Uts, &input.uts),
+        (Mount, &input.mount),
+        (Cgroup, &input.cgroup),
+        (User, &input.user),
+    ]
+    .into_iter()
+    .filter_map(|(typ, ns)| {
+        let path = match ns {
+            Ns::Host => return None,
+            Ns::New => None,
+            Ns::Path(path) => Some(path.clone()),
+        };
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(typ).set_path(path);
+        Some(namespace)
+    })
+    .collect()
+}
+
+/// The default list with the given ones added, sorted; `None` where nothing is to be done.
+fn paths(input: &SpecInput, given: Option<&[String]>, default: &[&str]) -> Option<Vec<String>> {
+    if input.privileged || given.is_some_and(<[String]>::is_empty) {
+        return Some(Vec::new());
+    }
+    let mut paths: Vec<String> = default.iter().map(|p| (*p).to_owned()).collect();
+    paths.extend(given.unwrap_or_default().iter().cloned());
+    paths.sort_unstable();
+    paths.dedup();
+    Some(paths)
+}
+
+fn sysctls(
+    input: &BTreeMap<String, String>,
+    ns: &Namespaces,
+) -> Result<Option<HashMap<String, String>>> {
+    for name in input.keys() {
+        let dotted = name.replace('/', ".");
+        let (namespace, of) = match dotted.as_str() {
+            n if n.starts_with("net.") => ("a network", &ns.network),
+            "kernel.sem" => ("an IPC", &ns.ipc),
+            n if n.starts_with("kernel.shm") || n.starts_with("kernel.msg") => ("an IPC", &ns.ipc),
+            n if n.starts_with("fs.mqueue.") => ("an IPC", &ns.ipc),
+            "kernel.domainname" | "kernel.hostname" => ("a UTS", &ns.uts),
+            _ => return Err(Error::SysctlGlobal { name: name.clone() }),
+        };
+        if *of == Ns::Host {
+            return Err(Error::SysctlNamespace { name: name.clone(), namespace });
+        }
+    }
+    Ok(Some(to_hash(input)).filter(|s| !s.is_empty()))
+}
+
+fn resources(input: &SpecInput) -> Result<LinuxResources> {
+    let r: &Resources = &input.resources;
+    let mut cpu = LinuxCpu::default();
+    cpu.set_shares(r.cpu_shares.filter(|v| *v != 0))
+        .set_quota(r.cpu_quota.filter(|v| *v != 0).map(|v| v.max(-1)))
+        .set_period(r.cpu_period.filter(|v| *v != 0))
+        .set_cpus(r.cpuset_cpus.as_deref().and_then(non_empty))
+        .set_mems(r.cpuset_mems.as_deref().and_then(non_empty));
+    let bytes = |v: Option<i64>| v.filter(|v| *v != 0).map(|v| v.max(-1));
+    let mut memory = LinuxMemory::default();
+    memory
+        .set_limit(bytes(r.memory_limit))
+        .set_swap(bytes(r.memory_swap))
+        .set_reservation(bytes(r.memory_reservation));
+    let hugepages: Vec<_> = r
+        .hugepage_limits
+        .iter()
+        .map(|(size, limit)| {
+            let mut page = LinuxHugepageLimit::default();
+            page.set_page_size(size.clone()).set_limit(i64::try_from(*limit).unwrap_or(i64::MAX));
+            page
+        })
+        .collect();
+    let block_io = r
+        .blkio_weight
+        .map(|weight| LinuxBlockIoBuilder::default().weight(weight).build())
+        .transpose()?;
+    let mut resources = LinuxResources::default();
+    resources
+        .set_devices(Some(devices::rules(input)))
+        .set_cpu(Some(cpu).filter(|c| *c != LinuxCpu::default()))
+        .set_memory(Some(memory).filter(|m| *m != LinuxMemory::default()))
+        .set_pids(r.pids_limit.filter(|v| *v != 0).map(|v| {
+            let mut pids = LinuxPids::default();
+            pids.set_limit(v.max(-1));
+            pids
+        }))
+        .set_block_io(block_io)
+        .set_hugepage_limits(Some(hugepages).filter(|h| !h.is_empty()))
+        .set_unified(Some(to_hash(&r.unified)).filter(|u| !u.is_empty()));
+    Ok(resources)
+}
+
+fn to_hash(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+    map.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+fn non_empty(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
