@@ -4,7 +4,8 @@
 //! form that libcni calls `cniCacheV1`. An entry without `result` tells of an ADD that has not
 //! ended, or of one that failed and whose DEL failed too.
 //!
-//! Written to a temporary file and renamed, so that a reader finds a whole entry or none.
+//! Written to a temporary file and renamed, so that a reader finds a whole entry or none. Not
+//! synced: the attachment's owner has a durable record of it, and DEL can do without an entry.
 
 use std::fs;
 use std::io::{self, Write};
@@ -87,7 +88,7 @@ impl Cache {
         Cache { dir: cache_dir.join("results") }
     }
 
-    fn path(&self, network: &str, container: &str, ifname: &str) -> PathBuf {
+    pub(crate) fn path(&self, network: &str, container: &str, ifname: &str) -> PathBuf {
         self.dir.join(format!("{network}-{container}-{ifname}"))
     }
 
@@ -107,11 +108,7 @@ impl Cache {
             .truncate(true)
             .mode(0o600)
             .open(&temporary)
-            .and_then(|mut file| {
-                file.write_all(&bytes)?;
-                // The lease lives on disk across a power loss; so must what releases it.
-                file.sync_data()
-            })
+            .and_then(|mut file| file.write_all(&bytes))
             .and_then(|()| fs::rename(&temporary, &path));
         if written.is_err() {
             let _ = fs::remove_file(&temporary);
@@ -144,6 +141,19 @@ impl Cache {
 
     /// All entries that can be read.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>> {
+        self.select("")
+    }
+
+    /// The entries of one attachment, of whatever network.
+    pub(crate) fn of(&self, container: &str, ifname: &str) -> Result<Vec<Entry>> {
+        let mut entries = self.select(&format!("-{container}-{ifname}"))?;
+        // Names may contain the separator.
+        entries.retain(|entry| entry.container_id == container && entry.if_name == ifname);
+        Ok(entries)
+    }
+
+    /// The entries whose file's name ends with `suffix`.
+    fn select(&self, suffix: &str) -> Result<Vec<Entry>> {
         let failed = |source| Error::Cache { action: "read", path: self.dir.clone(), source };
         let folder = match fs::read_dir(&self.dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -152,18 +162,12 @@ impl Cache {
         let mut found = Vec::new();
         for entry in folder {
             let entry = entry.map_err(failed)?;
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
+            let name = entry.file_name();
+            let name = name.as_encoded_bytes();
+            if !name.starts_with(b".") && name.ends_with(suffix.as_bytes()) {
+                found.extend(self.read_file(&entry.path()));
             }
-            found.extend(self.read_file(&entry.path()));
         }
         Ok(found)
-    }
-
-    /// The entries of one attachment, of whatever network.
-    pub(crate) fn of(&self, container: &str, ifname: &str) -> Result<Vec<Entry>> {
-        let mut entries = self.entries()?;
-        entries.retain(|entry| entry.container_id == container && entry.if_name == ifname);
-        Ok(entries)
     }
 }

@@ -123,3 +123,63 @@ fn check_id(id: &str) -> Result<()> {
         && id.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'));
     if usable { Ok(()) } else { Err(Error::PodId { id: id.to_owned() }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(host_ip: Option<&str>, host_port: u16, pod_ip: &str) -> Mapping {
+        Mapping {
+            protocol: Protocol::Tcp,
+            host_ip: host_ip.map(|ip| ip.parse().unwrap()),
+            host_port,
+            container_port: 80,
+            pod_ip: pod_ip.parse().unwrap(),
+            prefix: 24,
+        }
+    }
+
+    #[test]
+    fn one_port_for_one_pod() {
+        let any = mapping(None, 80, "10.1.0.2");
+        let table = Table::from([("a".to_owned(), vec![any.clone()])]);
+        let error = admit(&table, "b", &[mapping(Some("192.0.2.1"), 80, "10.1.0.3")]).unwrap_err();
+        assert_eq!(error.to_string(), "host port 80/tcp on 192.0.2.1 is already used by pod a");
+        // Its own are replaced.
+        assert!(admit(&table, "a", &[mapping(None, 80, "10.1.0.9")]).is_ok());
+        // Other port, protocol, family.
+        assert!(admit(&table, "b", &[mapping(None, 81, "10.1.0.3")]).is_ok());
+        assert!(admit(&table, "b", &[mapping(None, 80, "fd00::3")]).is_ok());
+        let udp = Mapping { protocol: Protocol::Udp, ..any.clone() };
+        assert!(admit(&table, "b", &[udp]).is_ok());
+        // Twice the same is once; twice the same port for two targets is a conflict.
+        assert_eq!(admit(&Table::new(), "a", &[any.clone(), any.clone()]).unwrap().len(), 1);
+        let other = Mapping { container_port: 81, ..any.clone() };
+        assert!(matches!(
+            admit(&Table::new(), "a", &[any, other]),
+            Err(Error::Conflict { holder, .. }) if holder == "a"
+        ));
+    }
+
+    #[test]
+    fn two_addresses_are_two_ports() {
+        let one = mapping(Some("192.0.2.1"), 80, "10.1.0.2");
+        let table = Table::from([("a".to_owned(), vec![one])]);
+        assert!(admit(&table, "b", &[mapping(Some("192.0.2.2"), 80, "10.1.0.3")]).is_ok());
+        assert!(admit(&table, "b", &[mapping(Some("0.0.0.0"), 80, "10.1.0.3")]).is_err());
+        // The other family's address: no effect, so no conflict.
+        assert!(admit(&table, "b", &[mapping(Some("::"), 80, "10.1.0.3")]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn hostile() {
+        for id in ["", "a\"; flush ruleset; #", "a b", "a\n", "é", &"x".repeat(101)] {
+            let made = admit(&Table::new(), id, &[mapping(None, 80, "10.1.0.2")]);
+            assert!(matches!(made, Err(Error::PodId { .. })), "{id:?}");
+        }
+        let zero = mapping(None, 0, "10.1.0.2");
+        assert!(matches!(admit(&Table::new(), "a", &[zero]), Err(Error::Mapping { .. })));
+        let long = Mapping { prefix: 33, ..mapping(None, 80, "10.1.0.2") };
+        assert!(matches!(admit(&Table::new(), "a", &[long]), Err(Error::Mapping { .. })));
+    }
+}
