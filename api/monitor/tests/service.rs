@@ -39,7 +39,7 @@ async fn calls_come_through() {
     let services = create_monitor(Arc::new(Half));
     assert!(services.contains_key(SERVICE), "{:?}", services.keys());
     let mut server = Server::new()
-        .add_listener(ttrpc::asynchronous::transport::Listener::try_from(listener).unwrap())
+        .add_listener(ttrpc::asynchronous::transport::Listener::from(listener))
         .register_service(services);
     server.start().await.unwrap();
 
