@@ -1,0 +1,167 @@
+//! Reading and making things inside a root that a container or an image controls.
+//!
+//! Every path is resolved by the kernel with `openat2(RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)`:
+//! `..` stops at the root, an absolute symlink starts again at the root, and links of `/proc` that
+//! lead out are refused, whatever a process in the container renames meanwhile.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+
+use crate::error::{Error, Result};
+
+/// How paths inside a root are resolved.
+pub(crate) const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// `openat2` tells with EAGAIN that a rename or a mount raced with the resolution of `..`.
+pub(crate) fn open_in_root(
+    root: impl AsFd,
+    path: &[u8],
+    flags: OFlags,
+) -> std::result::Result<OwnedFd, Errno> {
+    let path: &[u8] = if path.is_empty() { b"." } else { path };
+    let mut tries = 0;
+    loop {
+        match rustix::fs::openat2(
+            root.as_fd(),
+            path,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+            IN_ROOT,
+        ) {
+            Err(Errno::AGAIN) if tries < 64 => tries += 1,
+            other => return other,
+        }
+    }
+}
+
+/// The path by which the kernel finds an open file again.
+pub(crate) fn proc_path(file: &impl AsRawFd) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+fn open_root(root: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::io("open", root, e))
+}
+
+fn in_root(op: &'static str, root: &Path, path: &str, source: impl Into<io::Error>) -> Error {
+    let source = source.into();
+    if crate::error::no_space(&source) {
+        return Error::NoSpace { op, path: root.join(path.trim_start_matches('/')), source };
+    }
+    Error::InRoot { op, root: root.to_owned(), path: path.to_owned(), source }
+}
+
+/// Reads a regular file inside a root; `None` if it is not there.
+///
+/// # Errors
+/// [`Error::FileTooLarge`] if it holds more than `max_bytes`, [`Error::InRoot`] if it is not a
+/// regular file or cannot be read.
+pub fn read_in_root(root: &Path, path: &str, max_bytes: u64) -> Result<Option<Vec<u8>>> {
+    let fail = |op, e: io::Error| in_root(op, root, path, e);
+    let dir = open_root(root)?;
+    // First without opening it for real: opening a device or a fifo has effects.
+    let handle = match open_in_root(&dir, path.as_bytes(), OFlags::PATH) {
+        Ok(handle) => handle,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(e) => return Err(fail("open", e.into())),
+    };
+    let kind = rustix::fs::fstat(&handle).map_err(|e| fail("stat", e.into()))?;
+    if FileType::from_raw_mode(kind.st_mode) != FileType::RegularFile {
+        return Err(fail(
+            "read",
+            io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"),
+        ));
+    }
+    // The same file, whatever its name stands for by now.
+    let file = File::open(proc_path(&handle)).map_err(|e| fail("open", e))?;
+    let mut bytes = Vec::new();
+    file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| fail("read", e))?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(Error::FileTooLarge {
+            root: root.to_owned(),
+            path: path.to_owned(),
+            limit: max_bytes,
+        });
+    }
+    Ok(Some(bytes))
+}
+
+/// Makes a directory inside a root with all its missing parents, and opens it (`O_PATH`).
+///
+/// What is there stays as it is; what is new gets `mode`, `uid` and `gid`. Symlinks on the way are
+/// followed inside the root.
+pub fn ensure_dir_in_root(
+    root: &Path,
+    path: &str,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+) -> Result<OwnedFd> {
+    let top = open_root(root)?;
+    let fail = |op, e: Errno| in_root(op, root, path, e);
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    match open_in_root(&top, path.as_bytes(), flags) {
+        Err(Errno::NOENT) => {}
+        other => return other.map_err(|e| fail("open", e)),
+    }
+    let mut prefix = String::with_capacity(path.len());
+    let mut at = open_in_root(&top, b".", flags).map_err(|e| fail("open", e))?;
+    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
+        prefix.push('/');
+        prefix.push_str(part);
+        at = match open_in_root(&top, prefix.as_bytes(), flags) {
+            Ok(next) => next,
+            Err(Errno::NOENT) => {
+                match rustix::fs::mkdirat(&at, part, Mode::from_raw_mode(0o700)) {
+                    Ok(()) => {
+                        let new = rustix::fs::openat(
+                            &at,
+                            part,
+                            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                            Mode::empty(),
+                        )
+                        .map_err(|e| fail("open", e))?;
+                        rustix::fs::fchown(
+                            &new,
+                            Some(Uid::from_raw(uid)),
+                            Some(Gid::from_raw(gid)),
+                        )
+                        .map_err(|e| fail("change the owner of", e))?;
+                        rustix::fs::fchmod(&new, Mode::from_raw_mode(mode & 0o7777))
+                            .map_err(|e| fail("change the mode of", e))?;
+                        new
+                    }
+                    // Somebody else made it, or it is a symlink to nowhere: the latter fails here.
+                    Err(Errno::EXIST) => {
+                        open_in_root(&top, prefix.as_bytes(), flags).map_err(|e| fail("open", e))?
+                    }
+                    Err(e) => return Err(fail("create", e)),
+                }
+            }
+            Err(e) => return Err(fail("open", e)),
+        };
+    }
+    open_in_root(&top, path.as_bytes(), flags).map_err(|e| fail("open", e))
+}
+
+/// Where a path inside a root leads, as a path of the host: symlinks are resolved inside the root,
+/// and everything on the way must exist.
+///
+/// The answer is a text, true at the moment of asking: use it only where nothing in the root runs,
+/// or use [`open_path_in_root`].
+pub fn resolve_in_root(root: &Path, path: &str) -> Result<PathBuf> {
+    let handle = open_path_in_root(root, path)?;
+    std::fs::read_link(proc_path(&handle)).map_err(|e| in_root("resolve", root, path, e))
+}
+
+/// Opens what a path inside a root leads to, with `O_PATH`.
+pub fn open_path_in_root(root: &Path, path: &str) -> Result<OwnedFd> {
+    let dir = open_root(root)?;
+    open_in_root(&dir, path.as_bytes(), OFlags::PATH).map_err(|e| in_root("open", root, path, e))
+}
