@@ -34,7 +34,6 @@ pub fn flags() -> Vec<Arg> {
             .value_name("FILE")
             .value_hint(ValueHint::FilePath)
             .action(ArgAction::Append)
-            .allow_hyphen_values(true)
             .help("The configuration file; \"\" reads none [default: /etc/crio/crio.conf]"),
         Arg::new("config-dir")
             .long("config-dir")
@@ -86,7 +85,7 @@ fn arg(key: &Key<Config>) -> Option<Arg> {
         Kind::Many => arg.value_name("VALUE,…"),
         Kind::One | Kind::Table => arg.value_name("VALUE"),
     };
-    Some(arg.allow_hyphen_values(key.kind == Kind::One))
+    Some(arg.allow_negative_numbers(key.kind == Kind::One))
 }
 
 /// What was given for `flag`; `None` also if the command has no such flag.

@@ -19,7 +19,7 @@ use crate::setting::{Kind, Problem};
 
 /// Whether criod does something with a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
+pub(crate) enum Status {
     /// It has its effect.
     Supported,
     /// It is read and checked, but criod does not use it yet: a value other than the default is
@@ -56,12 +56,9 @@ pub(crate) struct Key<C: 'static> {
 }
 
 impl<C> Key<C> {
-    pub(crate) const fn status(mut self, status: Status) -> Self {
-        self.status = status;
+    pub(crate) const fn accepted(mut self) -> Self {
+        self.status = Status::Accepted;
         self
-    }
-    pub(crate) const fn accepted(self) -> Self {
-        self.status(Status::Accepted)
     }
     pub(crate) const fn hidden(mut self) -> Self {
         self.hidden = true;

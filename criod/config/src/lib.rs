@@ -39,7 +39,6 @@ pub use config::Config;
 pub use error::{Error, Origin, Warning};
 pub use flags::flags;
 pub use handler::{RuntimeHandler, Workload, WorkloadResources};
-pub use key::Status;
 pub use load::{Loaded, Sources, from_text, load, read};
 pub use machine::{DEFAULT_PATH, Machine};
 pub use setting::Additive;

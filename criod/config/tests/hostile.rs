@@ -1,4 +1,5 @@
 //! No text makes the reader panic, and what it takes it writes so that it reads the same.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 

@@ -1,4 +1,5 @@
 //! The exact words of errors and warnings.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! `criod config`: the same in, the same out, and conf/crio.conf is what it prints.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

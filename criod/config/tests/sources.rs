@@ -1,4 +1,5 @@
 //! Which source wins: defaults, file, folder, environment, flags.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

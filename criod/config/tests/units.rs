@@ -1,4 +1,5 @@
 //! The unit files: what the design asks of them, and what must never be in them.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! What the tests of sources share: a folder with files, a command line, an environment.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::fs;
