@@ -28,8 +28,9 @@ pub fn default_toml() -> String {
     to_toml(&Config::default(), &Config::default())
 }
 
-/// `config` with a comment on each key. A key is no comment if it differs from `defaults`, or from
-/// what is the default on other machines, so that the text means the same there.
+/// `config` with a comment on each key. A key is a comment only if it is the default both of this
+/// machine, `defaults`, and of none in particular: what this machine lacks (systemd, a runtime) is
+/// spelled out.
 pub fn to_toml(config: &Config, defaults: &Config) -> String {
     let everywhere = Config::default();
     let mut out = String::from(TOP);

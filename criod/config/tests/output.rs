@@ -143,3 +143,15 @@ fn what_is_not_the_default_is_no_comment_and_says_the_default() {
         assert!(written.contains(part), "{part}\nis not in\n{written}");
     }
 }
+
+#[test]
+fn what_this_machine_lacks_is_spelled_out() {
+    let place = Place::new();
+    let here = machine(&place, false);
+    let written = to_toml(&here.defaults(), &here.defaults());
+    assert!(written.contains("\ncgroup_manager = \"cgroupfs\"\n"), "{written}");
+    assert!(written.contains("\ndefault_runtime = \"crun\"\n"), "{written}");
+    let there = machine(&place, true);
+    let read = from_text(&there, Path::new("x"), &written).unwrap().config;
+    assert_eq!(read, here.defaults());
+}

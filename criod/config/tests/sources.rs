@@ -84,7 +84,11 @@ fn handlers_are_replaced_by_name() {
         "[crio.runtime.runtimes.one]\nruntime_path = \"runc\"\n\
          [crio.runtime.runtimes.three]\ninherit_default_runtime = true\n",
     );
-    let config = place.load(&[]).unwrap().config;
+    let loaded = place.load(&[]).unwrap();
+    let one = "crio.runtime.runtimes.one";
+    assert_eq!(loaded.sources.origin(one), Origin::File(place.path("conf.d/1"), 1));
+    assert_eq!(loaded.sources.origin(&format!("{one}.runtime_root")), Origin::Default);
+    let config = loaded.config;
     let names: Vec<_> = config.runtimes.keys().map(String::as_str).collect();
     assert_eq!(names, ["crun", "one", "runc", "three", "two"]);
     assert_eq!(config.runtimes["one"].runtime_path, place.text("bin/runc"));
