@@ -326,3 +326,148 @@ fn plugin(object: Map<String, Value>) -> std::result::Result<PluginConfig, Strin
     }
     Ok(PluginConfig { kind, object })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Folder(tempfile::TempDir);
+
+    impl Folder {
+        fn new(files: &[(&str, &str)]) -> Folder {
+            let folder = Folder(tempfile::tempdir().unwrap());
+            for (name, text) in files {
+                folder.write(name, text);
+            }
+            folder
+        }
+
+        fn write(&self, name: &str, text: &str) {
+            let path = self.0.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+
+        fn load(&self, wanted: Option<&str>) -> Result<NetworkList> {
+            Config::load(self.0.path(), wanted)
+        }
+    }
+
+    const LIST: &str =
+        r#"{"cniVersion":"1.0.0","name":"list","plugins":[{"type":"one"},{"type":"two"}]}"#;
+    const SINGLE: &str = r#"{"cniVersion":"0.3.1","name":"single","type":"three"}"#;
+
+    #[test]
+    fn the_first_valid_one_wins() {
+        let folder = Folder::new(&[
+            ("00-readme.txt", "not looked at"),
+            ("10-broken.conflist", "{"),
+            ("20-single.conf", SINGLE),
+            ("30-list.conflist", LIST),
+        ]);
+        fs::create_dir(folder.0.path().join("05-folder.conf")).unwrap();
+        let single = folder.load(None).unwrap();
+        assert_eq!((single.name.as_str(), single.version), ("single", Version::V031));
+        assert_eq!(single.plugins.len(), 1);
+        assert_eq!(single.path, folder.0.path().join("20-single.conf"));
+        assert_eq!(folder.load(Some("")).unwrap().name, "single");
+        let list = folder.load(Some("list")).unwrap();
+        let kinds: Vec<&str> = list.plugins.iter().map(|plugin| plugin.kind.as_str()).collect();
+        assert_eq!(kinds, ["one", "two"]);
+        let error = folder.load(Some("absent")).unwrap_err().to_string();
+        assert!(
+            error.contains("named \"absent\"")
+                && error.contains("10-broken.conflist: not valid JSON"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn json_files_and_missing_folders() {
+        let folder = Folder::new(&[("a.json", SINGLE)]);
+        assert_eq!(folder.load(None).unwrap().name, "single");
+        let missing = folder.0.path().join("missing");
+        assert!(matches!(Config::load(&missing, None), Err(Error::ReadDir { .. })));
+        let error = Folder::new(&[]).load(None).unwrap_err();
+        assert!(matches!(error, Error::NoNetwork { rejected, .. } if rejected.is_empty()));
+    }
+
+    #[test]
+    fn what_is_not_valid_says_why() {
+        for (name, text, reason) in [
+            ("a.conf", LIST, "must end in .conflist"),
+            ("a.conf", "[]", "not valid JSON"),
+            ("a.conf", r#"{"name":"x"}"#, "no \"type\""),
+            ("a.conf", r#"{"type":"x"}"#, "no \"name\""),
+            ("a.conf", r#"{"name":"../x","type":"x"}"#, "no usable network name"),
+            ("a.conf", r#"{"name":"x","type":"../x"}"#, "no file name"),
+            ("a.conf", r#"{"name":"x","type":".."}"#, "no file name"),
+            ("a.conf", r#"{"name":"x","type":"x","cniVersion":"9.0.0"}"#, "9.0.0 is not known"),
+            ("a.conf", r#"{"name":"x","type":"x","cniVersion":1}"#, "not a string"),
+            ("a.conflist", r#"{"name":"x"}"#, "no plugins"),
+            ("a.conflist", r#"{"name":"x","plugins":[]}"#, "no plugins"),
+            ("a.conflist", r#"{"name":"x","plugins":{}}"#, "not a list"),
+            ("a.conflist", r#"{"name":"x","plugins":["y"]}"#, "not an object"),
+            ("a.conflist", r#"{"name":"x","plugins":[{}]}"#, "no \"type\""),
+            ("a.conflist", r#"{"name":"x","disableGC":3,"plugins":[]}"#, "neither true nor false"),
+        ] {
+            let error = Folder::new(&[(name, text)]).load(None).unwrap_err().to_string();
+            assert!(error.contains(reason), "{text}: {error}");
+        }
+        let large = format!(r#"{{"name":"x","type":"x","y":"{}"}}"#, "z".repeat(1 << 20));
+        let error = Folder::new(&[("a.conf", &large)]).load(None).unwrap_err().to_string();
+        assert!(error.contains("larger than 1 MiB"), "{error}");
+    }
+
+    #[test]
+    fn versions_and_flags() {
+        let text = r#"{"cniVersion":"0.4.0","cniVersions":["0.3.1","1.1.0","2.0.0"],"name":"x",
+            "disableCheck":true,"disableGC":"True","plugins":[{"type":"x"}]}"#;
+        let list = Folder::new(&[("a.conflist", text)]).load(None).unwrap();
+        assert_eq!(list.version, Version::V110);
+        assert!(list.disable_check && list.disable_gc);
+        let none = Folder::new(&[("a.conf", r#"{"name":"x","type":"x"}"#)]).load(None).unwrap();
+        assert_eq!(none.version, Version::V010);
+    }
+
+    #[test]
+    fn plugins_from_the_folder_of_the_list() {
+        let folder = Folder::new(&[
+            ("a.conflist", r#"{"cniVersion":"1.1.0","name":"net","plugins":[{"type":"in"}]}"#),
+            ("net/20.conf", r#"{"type":"second"}"#),
+            ("net/10.conf", r#"{"type":"first"}"#),
+            ("net/30.json", "not looked at"),
+        ]);
+        let list = folder.load(None).unwrap();
+        let kinds: Vec<&str> = list.plugins.iter().map(|plugin| plugin.kind.as_str()).collect();
+        assert_eq!(kinds, ["in", "first", "second"]);
+        // The cache holds all of them and looks for no others.
+        let Value::Object(cached) = list.to_json() else { panic!("no object") };
+        let again = NetworkList::from_list(cached, &list.path).unwrap();
+        assert_eq!(again, list);
+        folder.write(
+            "a.conflist",
+            r#"{"name":"net","loadOnlyInlinedPlugins":true,"plugins":[{"type":"in"}]}"#,
+        );
+        assert_eq!(folder.load(None).unwrap().plugins.len(), 1);
+        folder.write("a.conflist", r#"{"name":"net"}"#);
+        assert_eq!(folder.load(None).unwrap().plugins.len(), 2);
+    }
+
+    #[test]
+    fn fingerprints() {
+        let folder = Folder::new(&[("a.conf", SINGLE), ("net/x.conf", "{}")]);
+        let print = || Config::fingerprint(folder.0.path());
+        let before = print();
+        assert_eq!(before, print());
+        folder.write("b.txt", "not looked at");
+        assert_eq!(before, print());
+        folder.write("net/y.conf", "{}");
+        let second = print();
+        assert_ne!(before, second);
+        folder.write("a.conf.tmp", SINGLE);
+        fs::rename(folder.0.path().join("a.conf.tmp"), folder.0.path().join("a.conf")).unwrap();
+        assert_ne!(second, print());
+        assert_eq!(Config::fingerprint(Path::new("/no/such/folder")), Fingerprint::default());
+    }
+}

@@ -267,3 +267,117 @@ fn from_old(object: &Map<String, Value>) -> Result<CniResult, String> {
     }
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(value: Value) -> Result<CniResult, String> {
+        CniResult::from_json(&value, Version::V100)
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn which_addresses_are_the_pods() {
+        let result = read(json!({
+            "interfaces": [
+                { "name": "br0" }, { "name": "eth0" },
+                { "name": "eth0", "sandbox": "/ns" }, { "name": "eth1", "sandbox": "/ns" },
+            ],
+            "ips": [
+                { "address": "10.0.0.1/8", "interface": 0 },
+                { "address": "10.0.0.2/8", "interface": 1 },
+                { "address": "10.0.0.5/8", "interface": 3 },
+                { "address": "fd00::3/64", "interface": 2 },
+                { "address": "10.0.0.3/8", "interface": 2 },
+                { "address": "fd00::3/64", "interface": 2 },
+                { "address": "10.0.0.4/8" },
+                { "address": "10.0.0.6/8", "interface": 99 },
+                { "address": "10.0.0.7/8", "interface": -1 },
+            ],
+        }))
+        .unwrap();
+        // In the plugins' order: here IPv6 is primary.
+        let expected = [ip("fd00::3"), ip("10.0.0.3"), ip("10.0.0.4"), ip("10.0.0.7")];
+        assert_eq!(result.pod_ips("eth0"), expected);
+        assert_eq!(result.pod_addresses("eth0")[0], (ip("fd00::3"), 64));
+    }
+
+    #[test]
+    fn an_interface_of_another_name_is_better_than_none() {
+        let result = read(json!({
+            "interfaces": [{ "name": "veth1" }, { "name": "net1", "sandbox": "/ns" }],
+            "ips": [{ "address": "10.0.0.1/8", "interface": 0 },
+                    { "address": "10.0.0.2/8", "interface": 1 }],
+        }))
+        .unwrap();
+        assert_eq!(result.pod_ips("eth0"), [ip("10.0.0.2")]);
+        assert_eq!(read(json!({})).unwrap().pod_ips("eth0"), [] as [IpAddr; 0]);
+    }
+
+    #[test]
+    fn every_version_and_back() {
+        let result = read(json!({
+            "interfaces": [{ "name": "eth0", "sandbox": "/ns", "mtu": 1400 }],
+            "ips": [{ "address": "10.0.0.2/8", "gateway": "10.0.0.1", "interface": 0 },
+                    { "address": "fd00::2/64" }],
+            "routes": [{ "dst": "0.0.0.0/0", "gw": "10.0.0.1", "mtu": 1300 }],
+            "dns": { "nameservers": ["10.0.0.1"] },
+        }))
+        .unwrap();
+        for version in [Version::V030, Version::V031, Version::V040, Version::V100, Version::V110] {
+            let value = result.to_json(version).unwrap();
+            assert_eq!(value["cniVersion"], version.as_str());
+            let expected = if version < Version::V100 { json!("6") } else { Value::Null };
+            assert_eq!(value["ips"][1]["version"], expected);
+            assert_eq!(CniResult::from_json(&value, Version::V110).unwrap(), result);
+        }
+        let old = result.to_json(Version::V020).unwrap();
+        assert_eq!(old["ip4"]["ip"], "10.0.0.2/8");
+        assert_eq!(old["ip4"]["routes"], json!([{ "dst": "0.0.0.0/0", "gw": "10.0.0.1" }]));
+        let back = CniResult::from_json(&old, Version::V110).unwrap();
+        assert_eq!(back.pod_ips("eth0"), result.pod_ips("eth0"));
+        assert_eq!(back.dns, result.dns);
+    }
+
+    #[test]
+    fn what_go_writes_for_nothing() {
+        let result = read(json!({
+            "cniVersion": "0.4.0", "interfaces": null, "ips": null, "routes": null, "dns": null,
+        }));
+        assert_eq!(result.unwrap(), CniResult::default());
+    }
+
+    #[test]
+    fn hostile() {
+        for address in ["10.0.0.2", "10.0.0.2/33", "fd00::/129", "/8", "x/8", "10.0.0.2/-1", ""] {
+            assert!(read(json!({ "ips": [{ "address": address }] })).is_err(), "{address}");
+        }
+        assert!(read(json!({ "ips": [{ "address": "10.0.0.2/8", "gateway": "x" }] })).is_err());
+        assert!(read(json!({ "ips": {} })).is_err());
+        assert!(read(json!({ "cniVersion": 1 })).is_err());
+        assert!(read(json!("text")).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_text(text in "\\PC{0,60}") {
+            if let Ok(value) = serde_json::from_str::<Value>(&text) {
+                let _ = CniResult::from_json(&value, Version::V100);
+            }
+        }
+
+        #[test]
+        fn any_address(address in "[0-9a-f.:/]{0,24}", gateway in "[0-9.]{0,12}", at in any::<i64>()) {
+            if let Ok(config) = IpConfig::from_text(&address, &gateway, Some(at)) {
+                let wire = config.to_wire();
+                let back = IpConfig::from_text(&wire.address, &wire.gateway, wire.interface);
+                prop_assert_eq!(back.unwrap(), config);
+            }
+        }
+    }
+}
