@@ -1,2 +1,73 @@
-//! Empty as yet.
-fn main() {}
+//! criod-monitor: one small process per container that outlives criod.
+//!
+//! ```text
+//!             ttrpc                      splice            format
+//!   criod ───────────▶ main thread  pipe ──────▶ spool ──────────▶ log     (log thread)
+//!                        │   ▲
+//!      runtime create/…  │   │ SIGCHLD: it is a subreaper, so init is its child
+//!                        ▼   │
+//!                     container
+//! ```
+//! Two threads: the main one (`monitor`) serves calls, signals, deadlines and moves output from
+//! pipes to spools; the other (`logger`) writes the log and may get stuck in a sick file system
+//! without holding up the first.
+//!
+//! | module    | what                                                           |
+//! |-----------|----------------------------------------------------------------|
+//! | `monitor` | the loop: who is called when something happens                 |
+//! | `life`    | the container's phases, from create to delete                  |
+//! | `takeover`| what a successor finds and how it goes on                      |
+//! | `exec`    | commands run in the container                                  |
+//! | `output`  | pipes, terminal and spools                                     |
+//! | `logger`  | spools to log file                                             |
+//! | `rpc`     | the ttrpc wire                                                 |
+//! | `keeper`  | the keeper's client                                            |
+//! | `runtime` | the OCI runtime's command line and its errors                  |
+//! | `state`   | what is written down at each step                              |
+//! | `cgroup`  | OOM kills, and killing what is left in a cgroup                |
+//!
+//! Files in the monitor's folder: `config` (from criod), `lock` (held while a monitor lives),
+//! `state`, `progress` (how far the log has come), `stdout.spool`, `stderr.spool`, `pid`,
+//! `runtime.log`, `exec-N.*`.
+
+mod cgroup;
+mod exec;
+mod keeper;
+mod life;
+mod logger;
+mod monitor;
+mod output;
+mod poller;
+mod rpc;
+mod runtime;
+mod state;
+mod takeover;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Another monitor holds the lock of the folder.
+const EXIT_LOCKED: u8 = 75;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let dir: PathBuf = match (args.next().as_deref(), args.next()) {
+        (Some("--version"), _) => {
+            println!("criod-monitor {}", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        (Some("--dir"), Some(dir)) => dir.into(),
+        _ => {
+            eprintln!("usage: criod-monitor --dir FOLDER   (its listening socket as stdin)");
+            return ExitCode::from(64);
+        }
+    };
+    let monitor = monitor::Monitor::new(dir.clone());
+    match monitor.and_then(|m| m.map_or(Ok(EXIT_LOCKED), |m| m.run().map(|()| 0))) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("criod-monitor: {}: {e}", dir.display());
+            ExitCode::FAILURE
+        }
+    }
+}

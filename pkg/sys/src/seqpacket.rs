@@ -151,6 +151,26 @@ impl Conn {
         Ok(Some(message))
     }
 
+    /// Receives one message of whatever bytes for the descriptor that comes with it, as runtimes send a
+    /// terminal over a console socket.
+    pub fn recv_fd(&self) -> io::Result<OwnedFd> {
+        let mut bytes = [0u8; 4096];
+        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let got =
+            recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
+        let mut fds = Vec::new();
+        for c in got.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = c {
+                // SAFETY: the kernel has just installed these descriptors in our table for this
+                // message; nobody else owns them.
+                fds.extend(raw.iter().map(|r| unsafe { OwnedFd::from_raw_fd(*r) }));
+            }
+        }
+        fds.pop().ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
+    }
+
     /// Sends a message and waits for the answer. `ERR` answers become errors.
     pub fn call(&self, fields: &[&str], fds: &[BorrowedFd<'_>]) -> io::Result<Message> {
         self.send(fields, fds)?;

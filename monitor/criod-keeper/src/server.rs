@@ -1,0 +1,288 @@
+//! The keeper's loop: one thread, one epoll, requests answered in the order they come.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+use sys::seqpacket::{self, Conn, Message};
+
+use crate::exits::{Exit, Exits};
+
+/// What the command line says.
+#[derive(Debug, Default)]
+pub(crate) struct Options {
+    pub(crate) socket: PathBuf,
+    /// Folders of the cgroup to join, one per hierarchy.
+    pub(crate) cgroups: Vec<PathBuf>,
+}
+
+impl Options {
+    /// `Ok(None)`: everything was said already.
+    pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Option<Self>, String> {
+        let mut options = Options::default();
+        while let Some(arg) = args.next() {
+            let mut value = || args.next().ok_or(format!("{arg} needs a value"));
+            match arg.as_str() {
+                "--socket" => options.socket = value()?.into(),
+                "--cgroup" => options.cgroups.push(value()?.into()),
+                "--version" => {
+                    println!("criod-keeper {}", env!("CARGO_PKG_VERSION"));
+                    return Ok(None);
+                }
+                _ => return Err(format!("unknown argument {arg:?}")),
+            }
+        }
+        if options.socket.as_os_str().is_empty() {
+            return Err("--socket PATH is needed".into());
+        }
+        Ok(Some(options))
+    }
+}
+
+const LISTENER: u64 = 0;
+const SIGNALS: u64 = 1;
+const FIRST_CONN: u64 = 2;
+/// Ids in one answer to LIST.
+const PAGE: usize = 100;
+
+pub(crate) struct Keeper {
+    epoll: Epoll,
+    listener: OwnedFd,
+    signals: SignalFd,
+    conns: HashMap<u64, Conn>,
+    next_conn: u64,
+    spares: BTreeMap<String, BTreeMap<String, OwnedFd>>,
+    /// Processes whose end is to be remembered, and whose they are.
+    watched: HashMap<i32, String>,
+    exits: Exits,
+}
+
+type Answer = Result<(Vec<String>, Vec<OwnedFd>), String>;
+
+fn ok() -> Answer {
+    Ok((Vec::new(), Vec::new()))
+}
+
+impl Keeper {
+    pub(crate) fn new(options: &Options) -> io::Result<Keeper> {
+        nix::sys::prctl::set_child_subreaper(true)?;
+        // It fails where we lead a session already, as under systemd.
+        let _ = nix::unistd::setsid();
+        for dir in &options.cgroups {
+            if let Err(e) = fs::write(dir.join("cgroup.procs"), "0") {
+                eprintln!("criod-keeper: {}: {e}", dir.display());
+            }
+        }
+        let mut mask = SigSet::empty();
+        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+            mask.add(signal);
+        }
+        mask.thread_block()?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let exits = Exits::open(&options.socket.with_extension("exits"))?;
+        let listener = seqpacket::listen_at(&options.socket)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+        epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
+        Ok(Keeper {
+            epoll,
+            listener,
+            signals,
+            conns: HashMap::new(),
+            next_conn: FIRST_CONN,
+            spares: BTreeMap::new(),
+            watched: HashMap::new(),
+            exits,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT.
+    pub(crate) fn run(&mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::empty(); 16];
+        loop {
+            let n = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                other => other?,
+            };
+            for event in &events[..n] {
+                match event.data() {
+                    LISTENER => self.accept(),
+                    SIGNALS => {
+                        if self.signal() {
+                            return Ok(());
+                        }
+                    }
+                    conn => self.serve(conn),
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok(conn) = seqpacket::accept(self.listener.as_fd()) {
+            let key = self.next_conn;
+            self.next_conn += 1;
+            if self.epoll.add(&conn, EpollEvent::new(EpollFlags::EPOLLIN, key)).is_ok() {
+                self.conns.insert(key, conn);
+            }
+        }
+    }
+
+    /// True: end.
+    fn signal(&mut self) -> bool {
+        let mut end = false;
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            end |= [libc_signal(Signal::SIGTERM), libc_signal(Signal::SIGINT)]
+                .contains(&info.ssi_signo);
+        }
+        self.reap();
+        end
+    }
+
+    /// Takes in every child that has ended. A watched one is written down before it is reaped.
+    fn reap(&mut self) {
+        let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        while let Ok(status) = waitid(Id::All, peek) {
+            let (pid, raw) = match status {
+                WaitStatus::Exited(pid, code) => (pid, (code & 0xff) << 8),
+                WaitStatus::Signaled(pid, signal, core) => {
+                    (pid, signal as i32 | if core { 0x80 } else { 0 })
+                }
+                _ => return,
+            };
+            if let Some(id) = self.watched.remove(&pid.as_raw()) {
+                let time = sys::clock::realtime();
+                self.exits.add(pid.as_raw(), Exit { id, status: raw, time });
+            }
+            let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+        }
+    }
+
+    fn serve(&mut self, key: u64) {
+        let Some(conn) = self.conns.get(&key) else { return };
+        let message = match conn.recv() {
+            Ok(Some(message)) => message,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(None) | Err(_) => {
+                self.conns.remove(&key);
+                return;
+            }
+        };
+        let answer = self.answer(message);
+        let Some(conn) = self.conns.get(&key) else { return };
+        let sent = match &answer {
+            Ok((words, fds)) => {
+                let mut fields = vec!["OK"];
+                fields.extend(words.iter().map(String::as_str));
+                conn.send(&fields, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>())
+            }
+            Err(text) => conn.send(&["ERR", text], &[]),
+        };
+        // One that does not read its answers is cut off, so that it cannot hold up the others.
+        if sent.is_err() {
+            self.conns.remove(&key);
+        }
+    }
+
+    fn answer(&mut self, message: Message) -> Answer {
+        let Message { fields, mut fds } = message;
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        match fields[..] {
+            ["PING"] => Ok((
+                vec![env!("CARGO_PKG_VERSION").to_owned(), std::process::id().to_string()],
+                Vec::new(),
+            )),
+            ["FORK", id, program, ref args @ ..] => self.fork(id, program, args, fds),
+            ["SPARE", id, name] => {
+                let fd = fds.pop().ok_or("SPARE without a descriptor")?;
+                let of_id = self.spares.entry(id.to_owned()).or_default();
+                if !of_id.contains_key(name) && of_id.len() >= seqpacket::MAX_FDS {
+                    return Err(format!("{id} holds {} spares already", of_id.len()));
+                }
+                of_id.insert(name.to_owned(), fd);
+                ok()
+            }
+            ["DROP", id] => {
+                self.spares.remove(id);
+                self.watched.retain(|_, of| of != id);
+                self.exits.forget(id);
+                ok()
+            }
+            ["DROP", id, name] => {
+                if let Some(of_id) = self.spares.get_mut(id) {
+                    of_id.remove(name);
+                }
+                ok()
+            }
+            ["GET", id] => self.get(id),
+            ["WATCH", id, pid] => {
+                let pid = pid.parse().map_err(|_| format!("{pid:?} is no pid"))?;
+                self.watched.insert(pid, id.to_owned());
+                ok()
+            }
+            ["REAP", pid] => {
+                let pid: i32 = pid.parse().map_err(|_| format!("{pid:?} is no pid"))?;
+                self.reap();
+                Ok((self.end_of(pid), Vec::new()))
+            }
+            ["LIST", after] => {
+                let from = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+                let ids = self.spares.range::<str, _>(from).map(|(id, _)| id.clone());
+                Ok((ids.take(PAGE).collect(), Vec::new()))
+            }
+            _ => Err(format!("unknown message {:?}", fields.first())),
+        }
+    }
+
+    fn end_of(&self, pid: i32) -> Vec<String> {
+        if let Some(exit) = self.exits.get(pid) {
+            return vec![exit.status.to_string(), exit.time.to_string()];
+        }
+        // Ours and alive: waitid finds it. Anyone else's is no concern of ours.
+        let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match waitid(Id::Pid(Pid::from_raw(pid)), peek) {
+            Ok(_) => vec!["running".into()],
+            Err(_) => vec!["unknown".into()],
+        }
+    }
+
+    fn get(&self, id: &str) -> Answer {
+        let mut names = Vec::new();
+        let mut fds = Vec::new();
+        for (name, fd) in self.spares.get(id).into_iter().flatten() {
+            fds.push(fd.try_clone().map_err(|e| format!("{id}/{name}: {e}"))?);
+            names.push(name.clone());
+        }
+        Ok((names, fds))
+    }
+
+    fn fork(&mut self, id: &str, program: &str, args: &[&str], fds: Vec<OwnedFd>) -> Answer {
+        let mut fds = fds.into_iter();
+        let mut stdio = || fds.next().map_or_else(Stdio::null, Stdio::from);
+        let child = Command::new(program)
+            .args(args)
+            .stdin(stdio())
+            .stderr(stdio())
+            .stdout(Stdio::null())
+            .current_dir("/")
+            .spawn()
+            .map_err(|e| format!("{id}: {program}: {e}"))?;
+        let pid = i32::try_from(child.id()).map_err(|e| e.to_string())?;
+        // It is still ours to reap, so the pid names it whether it lives or not.
+        let pidfd = sys::pidfd::open(pid).map_err(|e| format!("{id}: pidfd of {pid}: {e}"))?;
+        Ok((vec![pid.to_string()], vec![pidfd]))
+    }
+}
+
+fn libc_signal(signal: Signal) -> u32 {
+    signal as u32
+}

@@ -1,0 +1,461 @@
+//! The loop: waits for events and calls whom they concern.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api_monitor::monitor::*;
+use crilog::Stream;
+use nix::fcntl::Flock;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timer::{Expiration, TimerSetTimeFlags};
+use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
+use nix::unistd::Pid;
+use protobuf::Message;
+
+use crate::exec::Execs;
+use crate::keeper::{self, Keeper};
+use crate::life::{Job, Timers, Waiters};
+use crate::logger::{Command, Done, Logger};
+use crate::output::{Moved, Source, Tty};
+use crate::poller::{Poller, Token};
+use crate::rpc::{Answer, Code, Refusal, Request, Rpc, Waiter};
+use crate::state::{self, State};
+
+/// Between looks at a terminal that nobody has open.
+const TTY_RETRY: Duration = Duration::from_millis(100);
+/// Between attempts to move output into a spool whose file system is full.
+const SPOOL_RETRY: Duration = Duration::from_millis(500);
+
+pub(crate) struct Monitor {
+    pub(crate) dir: PathBuf,
+    pub(crate) config: Config,
+    pub(crate) state: State,
+    pub(crate) poller: Poller,
+    pub(crate) rpc: Rpc,
+    pub(crate) keeper: Keeper,
+    pub(crate) logger: Logger,
+    pub(crate) sources: [Source; 2],
+    pub(crate) tty: Option<Tty>,
+    /// Write end of the output pipe, until the terminal is there.
+    pub(crate) tty_pipe: Option<OwnedFd>,
+    /// Write end of the container's stdin.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// Where the runtime sends the terminal to, while it creates.
+    pub(crate) console: Option<OwnedFd>,
+    pub(crate) init: Option<OwnedFd>,
+    /// A duplicate of the log's descriptor, for the keeper.
+    pub(crate) log: Option<OwnedFd>,
+    /// Runtime processes under way.
+    pub(crate) jobs: Vec<(i32, Job)>,
+    /// Ends of children nobody has asked for yet; kept while a runtime call is under way.
+    pub(crate) strays: Vec<(i32, i32)>,
+    pub(crate) execs: Execs,
+    pub(crate) waiters: Waiters,
+    pub(crate) timers: Timers,
+    /// The container is deleted: end when the last answer is out.
+    pub(crate) ending: bool,
+    signals: SignalFd,
+    timer: TimerFd,
+    armed: Option<i64>,
+    _lock: Flock<File>,
+}
+
+impl Monitor {
+    /// Sets everything up; `None` when another monitor of this folder lives.
+    pub(crate) fn new(dir: PathBuf) -> io::Result<Option<Monitor>> {
+        let Some(lock) = state::lock(&dir)? else { return Ok(None) };
+        let _ = nix::unistd::setsid();
+        nix::sys::prctl::set_child_subreaper(true)?;
+        let mut mask = SigSet::empty();
+        let ours = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+        ours.iter().for_each(|s| mask.add(*s));
+        mask.thread_block()?;
+
+        let config = state::config(&dir)?;
+        let state = State::load(&dir)?;
+        let poller = Poller::new()?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        poller.add(&signals, Token::Signals)?;
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
+        poller.add(&timer, Token::Timer)?;
+        let rpc = Rpc::new(listener(&dir)?, &poller)?;
+        let sources = [Source::new(Stream::Stdout, &dir)?, Source::new(Stream::Stderr, &dir)?];
+        let spools = [sources[0].spool.clone(), sources[1].spool.clone()];
+        let logger = Logger::start(&config.log_path, &dir, !config.no_sync_log, spools)?;
+        poller.add(logger.event(), Token::Logger)?;
+        let keeper = Keeper::new(config.keeper.clone().into(), config.id.clone());
+        let mut monitor = Monitor {
+            dir,
+            config,
+            state,
+            poller,
+            rpc,
+            keeper,
+            logger,
+            sources,
+            tty: None,
+            tty_pipe: None,
+            stdin: None,
+            console: None,
+            init: None,
+            log: None,
+            jobs: Vec::new(),
+            strays: Vec::new(),
+            execs: Execs::default(),
+            waiters: Waiters::default(),
+            timers: Timers::default(),
+            ending: false,
+            signals,
+            timer,
+            armed: None,
+            _lock: lock,
+        };
+        monitor.keeper.reconnect(&monitor.poller);
+        monitor.take_over();
+        Ok(Some(monitor))
+    }
+
+    /// Serves until the container is deleted.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        loop {
+            self.arm();
+            if self.ending && self.rpc.flushed() {
+                return Ok(());
+            }
+            for token in self.poller.wait()? {
+                self.dispatch(token);
+            }
+        }
+    }
+
+    fn dispatch(&mut self, token: Token) {
+        match token {
+            Token::Signals => {
+                // SIGTERM and the like are meant for the container, if at all, and it has had them.
+                while let Ok(Some(_)) = self.signals.read_signal() {}
+                self.reap();
+            }
+            Token::Timer => {
+                let _ = self.timer.wait();
+                self.armed = None;
+                self.tick();
+            }
+            Token::Listener => self.rpc.accept(&self.poller),
+            Token::Conn(key) => {
+                for request in self.rpc.serve(key, &self.poller) {
+                    self.call(request);
+                }
+            }
+            Token::Keeper => {
+                self.keeper.disconnect();
+                self.timers.keeper = Some(sys::clock::deadline(keeper::RETRY));
+            }
+            Token::Logger => self.logged(),
+            Token::Init => self.adopted_init_ended(),
+            Token::Console => self.take_console(),
+            Token::Tty => self.pump_tty(),
+            Token::Stdout => self.pump(0),
+            Token::Stderr => self.pump(1),
+            Token::ExecStdout(n) | Token::ExecStderr(n) => self.pump_exec(n),
+        }
+    }
+
+    fn call(&mut self, request: Request) {
+        let Request { waiter, service, method, payload } = request;
+        let refused = if service == api_monitor::SERVICE {
+            match self.route(waiter, &method, &payload) {
+                Ok(()) => return,
+                Err(refusal) => refusal,
+            }
+        } else {
+            Refusal::new(Code::Unimplemented, format!("no service {service}"))
+        };
+        self.answer(waiter, Err(refused));
+    }
+
+    /// Starts a call. `Ok`: it has been answered, or will be.
+    fn route(&mut self, waiter: Waiter, method: &str, payload: &[u8]) -> Result<(), Refusal> {
+        match method {
+            "State" => {
+                let state = self.state.now.clone();
+                self.answer(waiter, Ok(&state));
+            }
+            "Create" => self.create(waiter),
+            "Start" => self.start(waiter),
+            "Stop" => {
+                let asked = parse::<StopRequest>(payload)?;
+                let signal = if asked.signal == 0 { Signal::SIGTERM as i32 } else { asked.signal };
+                self.stop(signal, Duration::from_millis(asked.timeout_ms))?;
+                self.answer(waiter, Ok(&StopResponse::new()));
+            }
+            "Wait" => self.wait(waiter),
+            "ReopenLog" => {
+                if self.waiters.reopen.is_empty() {
+                    self.logger.send(Command::Reopen);
+                }
+                self.waiters.reopen.push(waiter);
+            }
+            "ExecSync" => self.exec(waiter, parse(payload)?)?,
+            "Delete" => self.delete(waiter),
+            _ => {
+                let text = format!("criod-monitor {} has no {method}", env!("CARGO_PKG_VERSION"));
+                return Err(Refusal::new(Code::Unimplemented, text));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn answer(&mut self, waiter: Waiter, answer: Result<&dyn Answer, Refusal>) {
+        self.rpc.reply(waiter, answer, &self.poller);
+    }
+
+    pub(crate) fn answer_all(
+        &mut self,
+        waiters: Vec<Waiter>,
+        answer: Result<&dyn Answer, Refusal>,
+    ) {
+        for waiter in waiters {
+            self.answer(waiter, answer.clone());
+        }
+    }
+
+    /// Writes the state down. Where that fails there is nothing to do but to say so and go on.
+    pub(crate) fn save(&self) {
+        if let Err(e) = self.state.save() {
+            eprintln!("criod-monitor: {}: state: {e}", self.config.id);
+        }
+    }
+
+    /// Takes in every child that has ended. Init's end is written down before it is reaped, so
+    /// that at any instant it is in the state or still a zombie for the keeper to find.
+    pub(crate) fn reap(&mut self) {
+        let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        while let Ok(status) = waitid(Id::All, peek) {
+            let (pid, raw) = match status {
+                WaitStatus::Exited(pid, code) => (pid.as_raw(), (code & 0xff) << 8),
+                WaitStatus::Signaled(pid, signal, core) => {
+                    (pid.as_raw(), signal as i32 | if core { 0x80 } else { 0 })
+                }
+                _ => return,
+            };
+            let init = pid == self.state.now.pid;
+            if init {
+                self.note_exit(raw, sys::clock::realtime(), false);
+            }
+            let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+            if init {
+                self.init_ended();
+            } else if let Some(at) = self.jobs.iter().position(|(p, _)| *p == pid) {
+                let (_, job) = self.jobs.swap_remove(at);
+                self.job_done(job, raw);
+            } else if !self.exec_ended(pid, raw) && !self.jobs.is_empty() {
+                self.strays.push((pid, raw));
+            }
+            if self.jobs.is_empty() {
+                self.strays.clear();
+            }
+        }
+    }
+
+    fn logged(&mut self) {
+        for done in self.logger.done() {
+            match done {
+                Done::Opened(result) => {
+                    let result = self.keep_log(result);
+                    self.log_opened(result);
+                }
+                Done::Reopened(result) => {
+                    let answer = self.keep_log(result);
+                    let waiters = std::mem::take(&mut self.waiters.reopen);
+                    match answer {
+                        Ok(()) => self.answer_all(waiters, Ok(&ReopenLogResponse::new())),
+                        Err(text) => {
+                            self.answer_all(waiters, Err(Refusal::new(Code::Internal, text)));
+                        }
+                    }
+                }
+                Done::Flushed => self.exited(),
+            }
+        }
+        // It may have made room.
+        self.pump(0);
+        self.pump(1);
+    }
+
+    fn keep_log(&mut self, result: Result<Option<OwnedFd>, String>) -> Result<(), String> {
+        self.log = result?;
+        if let Some(log) = &self.log {
+            self.keeper.spare("log", log.as_fd());
+        }
+        Ok(())
+    }
+
+    /// Moves output of one stream on.
+    pub(crate) fn pump(&mut self, n: usize) {
+        if self.sources[n].pipe.is_none() {
+            return;
+        }
+        let before = self.sources[n].end();
+        let moved = self.sources[n].pump(&self.poller);
+        if self.sources[n].end() != before {
+            self.logger.notify();
+        }
+        match moved {
+            Moved::Full => self.timers.spool = Some(sys::clock::deadline(SPOOL_RETRY)),
+            Moved::End => {
+                self.keeper.drop_spare(if n == 0 { "stdout" } else { "stderr" });
+            }
+            Moved::Empty | Moved::More => {}
+        }
+        if n == 0 && moved != Moved::Full && self.tty.is_some() && self.timers.tty.is_none() {
+            self.watch_tty();
+        }
+        self.check_drained();
+    }
+
+    fn watch_tty(&mut self) {
+        if let Some(tty) = &self.tty {
+            // Already watched: EEXIST.
+            let _ = self.poller.add(&tty.master, Token::Tty);
+        }
+    }
+
+    pub(crate) fn pump_tty(&mut self) {
+        let Some(tty) = &self.tty else { return };
+        let moved = tty.pump();
+        if moved == Moved::End {
+            self.poller.remove(&tty.master);
+            if self.state.now.exit.is_some() {
+                // Init has ended and nobody has it open: this is the end of the output.
+                self.tty = None;
+                self.keeper.drop_spare("tty");
+                self.keeper.drop_spare("ttyout");
+            } else {
+                self.timers.tty = Some(sys::clock::deadline(TTY_RETRY));
+            }
+        }
+        let full = {
+            let before = self.sources[0].end();
+            let moved = self.sources[0].pump(&self.poller);
+            if self.sources[0].end() != before {
+                self.logger.notify();
+            }
+            moved == Moved::Full
+        };
+        if full {
+            if let Some(tty) = &self.tty {
+                self.poller.remove(&tty.master);
+            }
+            self.timers.spool = Some(sys::clock::deadline(SPOOL_RETRY));
+        }
+        self.check_drained();
+    }
+
+    /// Everything that the keeper should hold for a successor.
+    pub(crate) fn hand_spares(&mut self) -> bool {
+        let mut held = true;
+        let (keeper, tty) = (&mut self.keeper, &self.tty);
+        for (name, fd) in [
+            ("stdout", self.sources[0].pipe.as_ref()),
+            ("stderr", self.sources[1].pipe.as_ref()),
+            ("stdin", self.stdin.as_ref()),
+            ("tty", tty.as_ref().map(|t| &t.master)),
+            ("ttyout", tty.as_ref().map(|t| &t.pipe)),
+            ("init", self.init.as_ref()),
+            ("log", self.log.as_ref()),
+        ] {
+            if let Some(fd) = fd {
+                held &= keeper.spare(name, fd.as_fd());
+            }
+        }
+        let pid = self.state.now.pid;
+        if pid > 0 && self.state.now.exit.is_none() {
+            held &= keeper.watch(pid);
+        }
+        held
+    }
+
+    /// Does what is due.
+    fn tick(&mut self) {
+        let now = sys::clock::boottime();
+        let due = |timer: &mut Option<i64>| timer.take_if(|t| *t <= now).is_some();
+        if due(&mut self.timers.keeper) {
+            if self.keeper.reconnect(&self.poller) {
+                self.hand_spares();
+            } else if !self.keeper.connected() {
+                self.timers.keeper = Some(sys::clock::deadline(keeper::RETRY));
+            }
+        }
+        if due(&mut self.timers.spool) {
+            self.pump(0);
+            self.pump(1);
+        }
+        if due(&mut self.timers.tty) {
+            self.watch_tty();
+        }
+        if due(&mut self.timers.create) {
+            self.create_timed_out();
+        }
+        if due(&mut self.timers.kill) {
+            self.kill_now();
+        }
+        if due(&mut self.timers.drain) {
+            self.begin_flush();
+        }
+        if due(&mut self.timers.flush) {
+            self.state.now.lost =
+                "the log could not be written in time; it is still being written".into();
+            self.exited();
+        }
+        self.expire_execs(now);
+    }
+
+    /// Sets the timer to what is due next.
+    fn arm(&mut self) {
+        let t = &self.timers;
+        let fixed = [t.keeper, t.spool, t.tty, t.create, t.kill, t.drain, t.flush];
+        let next = fixed.into_iter().flatten().chain(self.execs.next_deadline()).min();
+        if next == self.armed {
+            return;
+        }
+        self.armed = next;
+        let set = match next {
+            Some(at) => {
+                let at =
+                    TimeSpec::from(Duration::from_nanos(u64::try_from(at.max(1)).unwrap_or(1)));
+                self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
+            }
+            None => self.timer.unset(),
+        };
+        if let Err(e) = set {
+            eprintln!("criod-monitor: {}: timer: {e}", self.config.id);
+        }
+    }
+}
+
+fn parse<M: Message>(payload: &[u8]) -> Result<M, Refusal> {
+    M::parse_from_bytes(payload).map_err(|e| Refusal::new(Code::InvalidArgument, e.to_string()))
+}
+
+/// The listening socket: stdin, where criod has bound one; else `monitor.sock` in the folder.
+fn listener(dir: &Path) -> io::Result<UnixListener> {
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let inherited = UnixListener::from(stdin);
+    if inherited.local_addr().is_ok() {
+        return Ok(inherited);
+    }
+    let path = dir.join("monitor.sock");
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    UnixListener::bind(sys::seqpacket::short_path(&path)?.0)
+}

@@ -1,0 +1,220 @@
+//! The container's output, from the pipe (or terminal) to the spool.
+//!
+//! ```text
+//! container ─▶ pipe ────────splice────────▶ spool file ─▶ logger
+//! container ─▶ terminal ─splice─▶ pipe ──────┘
+//! ```
+//! splice moves bytes inside the kernel, so that at any instant each byte is in the pipe or in the
+//! spool, and a SIGKILL loses none. The spool only grows at its end; what the logger has taken is
+//! given back to the file system by punching holes, so offsets never change their meaning. When
+//! [`SPOOL_MAX`] bytes wait for the logger the pipe is left alone, and the container waits, as it
+//! would for a slow log.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crilog::Stream;
+use nix::errno::Errno;
+use nix::fcntl::{SpliceFFlags, splice};
+
+use crate::poller::{Poller, Token};
+
+/// How much may wait for the logger, for each stream, in bytes.
+pub(crate) const SPOOL_MAX: u64 = 1 << 20;
+/// How much is moved by one call.
+const CHUNK: usize = 64 << 10;
+/// How often a pipe is emptied before others have their turn.
+const TURNS: usize = 8;
+
+/// Output on its way to the log; shared by the two threads.
+pub(crate) struct Spool {
+    pub(crate) file: File,
+    /// Bytes ever put in: the file's length.
+    pub(crate) written: AtomicU64,
+    /// Bytes that are in the log.
+    pub(crate) consumed: AtomicU64,
+    /// The main thread waits for the logger to take something.
+    pub(crate) full: AtomicBool,
+}
+
+impl Spool {
+    pub(crate) fn open(path: &Path) -> io::Result<Arc<Spool>> {
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).read(true).write(true).open(path)?;
+        let written = AtomicU64::new(file.metadata()?.len());
+        Ok(Arc::new(Spool {
+            file,
+            written,
+            consumed: AtomicU64::new(0),
+            full: AtomicBool::new(false),
+        }))
+    }
+
+    pub(crate) fn waiting(&self) -> u64 {
+        self.written.load(Ordering::Acquire).saturating_sub(self.consumed.load(Ordering::Acquire))
+    }
+}
+
+/// What came of moving bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moved {
+    /// The pipe is empty for now.
+    Empty,
+    /// There may be more; others have their turn.
+    More,
+    /// The spool is full, or its file system is: no more until the logger has taken some.
+    Full,
+    /// Every writer has closed.
+    End,
+}
+
+/// One stream of a container.
+pub(crate) struct Source {
+    pub(crate) token: Token,
+    pub(crate) spool: Arc<Spool>,
+    pub(crate) pipe: Option<OwnedFd>,
+    watched: bool,
+    /// How far the spool must come before init's output is complete; `None` while init lives.
+    target: Option<u64>,
+}
+
+impl Source {
+    pub(crate) fn new(stream: Stream, dir: &Path) -> io::Result<Source> {
+        let (name, token) = match stream {
+            Stream::Stdout => ("stdout.spool", Token::Stdout),
+            Stream::Stderr => ("stderr.spool", Token::Stderr),
+        };
+        let spool = Spool::open(&dir.join(name))?;
+        Ok(Source { token, spool, pipe: None, watched: false, target: None })
+    }
+
+    /// Takes the read end of the stream.
+    pub(crate) fn attach(&mut self, pipe: OwnedFd, poller: &Poller) -> io::Result<()> {
+        sys::pipe::set_nonblocking(pipe.as_fd())?;
+        poller.add(&pipe, self.token)?;
+        self.watched = true;
+        self.pipe = Some(pipe);
+        Ok(())
+    }
+
+    /// Moves what there is into the spool.
+    pub(crate) fn pump(&mut self, poller: &Poller) -> Moved {
+        let moved = self.move_some();
+        let watch = matches!(moved, Moved::Empty | Moved::More);
+        if let Some(pipe) = &self.pipe
+            && watch != self.watched
+        {
+            if watch {
+                self.watched = poller.add(pipe, self.token).is_ok();
+            } else {
+                poller.remove(pipe);
+                self.watched = false;
+            }
+        }
+        if moved == Moved::End {
+            self.pipe = None;
+        }
+        moved
+    }
+
+    fn move_some(&mut self) -> Moved {
+        let Some(pipe) = &self.pipe else { return Moved::End };
+        for _ in 0..TURNS {
+            let room = SPOOL_MAX.saturating_sub(self.spool.waiting());
+            if room == 0 {
+                // Say that we wait first, then look again: the logger may have been quicker.
+                self.spool.full.store(true, Ordering::SeqCst);
+                if self.spool.waiting() >= SPOOL_MAX {
+                    return Moved::Full;
+                }
+                continue;
+            }
+            let at = self.spool.written.load(Ordering::Relaxed);
+            let Ok(mut offset) = i64::try_from(at) else { return Moved::Full };
+            let len = CHUNK.min(usize::try_from(room).unwrap_or(CHUNK));
+            let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+            match splice(pipe, None, &self.spool.file, Some(&mut offset), len, flags) {
+                Ok(0) => return Moved::End,
+                Ok(n) => {
+                    self.spool.written.store(at + n as u64, Ordering::Release);
+                }
+                Err(Errno::EAGAIN) => return Moved::Empty,
+                Err(Errno::EINTR) => {}
+                // Out of space or worse: the bytes stay in the pipe.
+                Err(_) => return Moved::Full,
+            }
+        }
+        Moved::More
+    }
+
+    /// Init has ended: fixes how much more belongs to it.
+    pub(crate) fn fix_target(&mut self) {
+        let pending = self.pipe.as_ref().map_or(0, |p| sys::pipe::readable(p.as_fd()).unwrap_or(0));
+        self.target = Some(self.spool.written.load(Ordering::Relaxed) + pending);
+    }
+
+    /// Init's output is in the spool.
+    pub(crate) fn complete(&self) -> bool {
+        self.pipe.is_none()
+            || self.target.is_some_and(|t| self.spool.written.load(Ordering::Relaxed) >= t)
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.spool.written.load(Ordering::Relaxed)
+    }
+}
+
+/// A terminal's master, and the pipe that its output goes through.
+pub(crate) struct Tty {
+    pub(crate) master: OwnedFd,
+    /// Write end of the pipe whose read end is the container's stdout for us.
+    pub(crate) pipe: OwnedFd,
+}
+
+impl Tty {
+    /// Moves what the terminal has into the pipe.
+    ///
+    /// `Full` where the pipe is full, `End` where no process has the terminal open — which may be
+    /// only for now.
+    pub(crate) fn pump(&self) -> Moved {
+        for _ in 0..TURNS {
+            let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+            match splice(&self.master, None, &self.pipe, None, CHUNK, flags) {
+                Ok(0) | Err(Errno::EIO) => return Moved::End,
+                Ok(_) | Err(Errno::EINTR) => {}
+                // Which side it was does not matter: the caller empties the pipe, then tries again.
+                Err(Errno::EAGAIN) => return Moved::Empty,
+                Err(_) => return Moved::Full,
+            }
+        }
+        Moved::More
+    }
+}
+
+/// A read end of a pipe that a process of the container still writes to, found through /proc.
+///
+/// The last resort of a successor that no keeper could help.
+pub(crate) fn reopen(pid: i32, fd: u32) -> io::Result<OwnedFd> {
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    let path = format!("/proc/{pid}/fd/{fd}");
+    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.file_type().is_fifo() {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    Ok(file.into())
+}
+
+/// Moves from a pipe into a file, at most `room` bytes; returns how many, and whether it ended.
+pub(crate) fn drain_into(
+    pipe: BorrowedFd<'_>,
+    file: BorrowedFd<'_>,
+    offset: Option<&mut i64>,
+    room: usize,
+) -> Result<usize, Errno> {
+    splice(pipe, None, file, offset, room.min(CHUNK), SpliceFFlags::SPLICE_F_NONBLOCK)
+}

@@ -1,0 +1,271 @@
+//! A keeper, and monitors with real containers, without criod.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use api_monitor::monitor::Config;
+use api_monitor::service::MonitorClient;
+use protobuf::Message;
+use sys::seqpacket::Conn;
+
+use crate::{eventually, program};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A keeper in a folder of its own. Ends with all its containers when dropped.
+pub struct Keeper {
+    /// Holds everything.
+    pub dir: tempfile::TempDir,
+    child: Child,
+}
+
+impl Default for Keeper {
+    fn default() -> Self {
+        let dir = tempfile::Builder::new().prefix("criod-e2e-").tempdir_in("/run").unwrap();
+        let child = spawn_keeper(dir.path());
+        Keeper { dir, child }
+    }
+}
+
+fn spawn_keeper(dir: &Path) -> Child {
+    let child = Command::new(program("criod-keeper"))
+        .arg("--socket")
+        .arg(dir.join("keeper.sock"))
+        .spawn()
+        .unwrap();
+    eventually("the keeper listens", || {
+        let conn = Conn::connect(&dir.join("keeper.sock"), Duration::from_secs(2)).ok()?;
+        conn.call(&["PING"], &[]).ok()
+    });
+    child
+}
+
+impl Keeper {
+    /// A connection to it.
+    pub fn connect(&self) -> Conn {
+        Conn::connect(&self.dir.path().join("keeper.sock"), Duration::from_secs(2)).unwrap()
+    }
+
+    /// SIGKILL, and a new one.
+    pub fn replace(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = spawn_keeper(self.dir.path());
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A container and its monitor. Both are ended when dropped.
+pub struct Container<'a> {
+    keeper: &'a Keeper,
+    /// Its id.
+    pub id: String,
+    /// The monitor's folder.
+    pub dir: PathBuf,
+    /// The log file.
+    pub log: PathBuf,
+    /// Pid of the monitor that was forked last.
+    pub monitor: i32,
+    pidfd: Option<OwnedFd>,
+}
+
+/// A container without its keeper, while that is replaced.
+#[derive(Debug)]
+pub struct Detached {
+    id: String,
+    dir: PathBuf,
+    log: PathBuf,
+    monitor: i32,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Detached {
+    /// The container again.
+    pub fn attach<'a>(&mut self, keeper: &'a Keeper) -> Container<'a> {
+        Container {
+            keeper,
+            id: self.id.clone(),
+            dir: self.dir.clone(),
+            log: self.log.clone(),
+            monitor: self.monitor,
+            pidfd: self.pidfd.take(),
+        }
+    }
+}
+
+/// What may differ from one test to another.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The runtime's binary.
+    pub runtime: String,
+    /// Has a terminal.
+    pub terminal: bool,
+    /// Shares the host's pid namespace.
+    pub host_pid: bool,
+    /// Memory limit in bytes.
+    pub memory: Option<i64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let runtime = "/usr/sbin/runc".into();
+        Options { runtime, terminal: false, host_pid: false, memory: None }
+    }
+}
+
+impl<'a> Container<'a> {
+    /// Lays a bundle out that runs `script` with busybox, and forks a monitor for it.
+    pub fn new(keeper: &'a Keeper, script: &str, options: &Options) -> Container<'a> {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let id = format!("e2e-{}-{n}", std::process::id());
+        let dir = keeper.dir.path().join(&id);
+        let bundle = dir.join("bundle");
+        for sub in ["bin", "proc", "dev", "sys", "tmp"] {
+            fs::create_dir_all(bundle.join("rootfs").join(sub)).unwrap();
+        }
+        fs::copy("/bin/busybox", bundle.join("rootfs/bin/busybox")).unwrap();
+        std::os::unix::fs::symlink("busybox", bundle.join("rootfs/bin/sh")).unwrap();
+        let mut namespaces = vec!["mount", "ipc", "uts", "network"];
+        if !options.host_pid {
+            namespaces.push("pid");
+        }
+        let namespaces: Vec<_> =
+            namespaces.iter().map(|t| serde_json::json!({ "type": t })).collect();
+        let spec = serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": {
+                "terminal": options.terminal, "user": { "uid": 0, "gid": 0 },
+                "args": ["/bin/sh", "-c", script],
+                "env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin", "TERM=xterm"], "cwd": "/",
+                "capabilities": { "bounding": ["CAP_KILL"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL"] },
+            },
+            "root": { "path": "rootfs" },
+            "mounts": [
+                { "destination": "/proc", "type": "proc", "source": "proc" },
+                { "destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755"] },
+                { "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+                  "options": ["newinstance", "ptmxmode=0666", "mode=0620"] },
+            ],
+            "linux": {
+                "namespaces": namespaces, "cgroupsPath": format!("/criod-e2e/{id}"),
+                "resources": { "memory": options.memory.map(|m| serde_json::json!({ "limit": m, "swap": m })) },
+            },
+        });
+        fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
+        let log = dir.join("0.log");
+        let config = Config {
+            id: id.clone(),
+            bundle: bundle.to_str().unwrap().into(),
+            runtime: options.runtime.clone(),
+            runtime_args: vec!["--root".into(), dir.join("runtime").to_str().unwrap().into()],
+            log_path: log.to_str().unwrap().into(),
+            terminal: options.terminal,
+            keeper: keeper.dir.path().join("keeper.sock").to_str().unwrap().into(),
+            cgroups: vec![
+                format!("/sys/fs/cgroup/memory/criod-e2e/{id}"),
+                format!("/sys/fs/cgroup/pids/criod-e2e/{id}"),
+            ],
+            shared_pid: options.host_pid,
+            direct_signal: true,
+            env: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into()],
+            ..Config::new()
+        };
+        fs::write(dir.join("config"), config.write_to_bytes().unwrap()).unwrap();
+        let mut made = Container { keeper, id, dir, log, monitor: 0, pidfd: None };
+        made.fork();
+        made
+    }
+
+    /// Lets go of the keeper.
+    pub fn detach(mut self) -> Detached {
+        let pidfd = self.pidfd.take();
+        let made = Detached {
+            id: std::mem::take(&mut self.id),
+            dir: self.dir.clone(),
+            log: self.log.clone(),
+            monitor: self.monitor,
+            pidfd,
+        };
+        std::mem::forget(self);
+        made
+    }
+
+    /// Has the keeper fork a monitor.
+    pub fn fork(&mut self) {
+        let sock = self.dir.join("monitor.sock");
+        let _ = fs::remove_file(&sock);
+        let listener = UnixListener::bind(sock).unwrap();
+        let stderr =
+            fs::OpenOptions::new().create(true).append(true).open(self.dir.join("stderr")).unwrap();
+        let program = program("criod-monitor");
+        let fields =
+            ["FORK", &self.id, program.to_str().unwrap(), "--dir", self.dir.to_str().unwrap()];
+        let mut answer =
+            self.keeper.connect().call(&fields, &[listener.as_fd(), stderr.as_fd()]).unwrap();
+        self.monitor = answer.fields[0].parse().unwrap();
+        self.pidfd = answer.fds.pop();
+    }
+
+    /// SIGKILL to the monitor, and waits for its end.
+    pub fn kill_monitor(&self) {
+        let pidfd = self.pidfd.as_ref().unwrap();
+        sys::pidfd::send_signal(pidfd.as_fd(), 9).unwrap();
+        eventually("the monitor is gone", || {
+            let lock = fs::File::open(self.dir.join("lock")).unwrap();
+            nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).ok()
+        });
+    }
+
+    /// Calls the monitor.
+    pub async fn client(&self) -> MonitorClient {
+        let address = format!("unix://{}", self.dir.join("monitor.sock").display());
+        MonitorClient::new(ttrpc::r#async::Client::connect(&address).await.unwrap())
+    }
+
+    /// The texts in the log, by stream.
+    pub fn texts(&self, stream: &str) -> Vec<String> {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        // Not `lines`, which would take the carriage return of a terminal for its own.
+        log.split('\n')
+            .filter_map(|l| {
+                let mut parts = l.splitn(4, ' ');
+                let (_, of, _, text) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+                (of == stream).then(|| text.to_owned())
+            })
+            .collect()
+    }
+
+    /// Private and proportional memory of the monitor in kB.
+    pub fn memory(&self) -> (u64, u64) {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.monitor)).unwrap();
+        let of = |key: &str| -> u64 {
+            let line = text.lines().find(|l| l.starts_with(key)).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        (of("Private_Clean:") + of("Private_Dirty:"), of("Pss:"))
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.pidfd {
+            let _ = sys::pidfd::send_signal(pidfd.as_fd(), 9);
+        }
+        let _ = Command::new("/usr/sbin/runc")
+            .arg("--root")
+            .arg(self.dir.join("runtime"))
+            .args(["delete", "--force", &self.id])
+            .output();
+    }
+}
