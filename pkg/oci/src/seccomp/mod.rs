@@ -6,6 +6,7 @@
 //! Profile ─► profile.rs: parse Docker's JSON ────┴─ kernel version ─► LinuxSeccomp
 //! ```
 
+mod default;
 mod profile;
 
 use crate::caps::CapSet;
@@ -20,7 +21,7 @@ use oci_spec::runtime::LinuxSeccomp;
 pub fn assemble(input: &SeccompInput, host: &Host, caps: CapSet) -> Result<Option<LinuxSeccomp>> {
     match input {
         SeccompInput::Unconfined => Ok(None),
-        SeccompInput::Default => Ok(None),
+        SeccompInput::Default => default::profile().select(host, caps).map(Some),
         SeccompInput::Profile(json) => profile::parse(json)?.select(host, caps).map(Some),
     }
 }

@@ -25,69 +25,69 @@ use std::path::PathBuf;
 /// A profile, not yet chosen for a container.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Profile {
-    pub(crate) default_action: String,
-    pub(crate) default_errno_ret: Option<u32>,
-    default_errno: Option<String>,
+pub(super) struct Profile {
+    pub(super) default_action: String,
+    pub(super) default_errno_ret: Option<u32>,
+    pub(super) default_errno: Option<String>,
     #[serde(default, deserialize_with = "null_is_empty")]
-    architectures: Vec<String>,
+    pub(super) architectures: Vec<String>,
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) arch_map: Vec<ArchMap>,
+    pub(super) arch_map: Vec<ArchMap>,
     #[serde(default, deserialize_with = "null_is_empty")]
-    flags: Vec<String>,
-    listener_path: Option<PathBuf>,
-    listener_metadata: Option<String>,
+    pub(super) flags: Vec<String>,
+    pub(super) listener_path: Option<PathBuf>,
+    pub(super) listener_metadata: Option<String>,
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) syscalls: Vec<Rule>,
+    pub(super) syscalls: Vec<Rule>,
 }
 
 /// An architecture, and those whose system calls its kernel takes as well.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct ArchMap {
-    pub(crate) architecture: String,
+pub(super) struct ArchMap {
+    pub(super) architecture: String,
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) sub_architectures: Vec<String>,
+    pub(super) sub_architectures: Vec<String>,
 }
 
 /// What happens to some system calls.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Rule {
-    name: Option<String>,
+pub(super) struct Rule {
+    pub(super) name: Option<String>,
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) names: Vec<String>,
-    pub(crate) action: String,
-    pub(crate) errno_ret: Option<u32>,
-    errno: Option<String>,
+    pub(super) names: Vec<String>,
+    pub(super) action: String,
+    pub(super) errno_ret: Option<u32>,
+    pub(super) errno: Option<String>,
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) args: Vec<Arg>,
+    pub(super) args: Vec<Arg>,
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) includes: Filter,
+    pub(super) includes: Filter,
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) excludes: Filter,
+    pub(super) excludes: Filter,
 }
 
 /// A condition on an argument.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Arg {
-    pub(crate) index: usize,
-    pub(crate) value: u64,
+pub(super) struct Arg {
+    pub(super) index: usize,
+    pub(super) value: u64,
     #[serde(default)]
-    pub(crate) value_two: u64,
-    pub(crate) op: String,
+    pub(super) value_two: u64,
+    pub(super) op: String,
 }
 
 /// A condition on the container and its node.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Filter {
+pub(super) struct Filter {
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) caps: Vec<String>,
+    pub(super) caps: Vec<String>,
     #[serde(default, deserialize_with = "null_is_empty")]
-    pub(crate) arches: Vec<String>,
-    pub(crate) min_kernel: Option<String>,
+    pub(super) arches: Vec<String>,
+    pub(super) min_kernel: Option<String>,
 }
 
 /// Writers in Go leave `null` where a list is empty.
@@ -100,13 +100,13 @@ where
 }
 
 /// Reads a profile.
-pub(crate) fn parse(json: &[u8]) -> Result<Profile> {
+pub(super) fn parse(json: &[u8]) -> Result<Profile> {
     serde_json::from_slice(json).map_err(|source| Error::SeccompParse { source })
 }
 
 impl Profile {
     /// The filter for a container with these capabilities on this node.
-    pub(crate) fn select(&self, host: &Host, caps: CapSet) -> Result<LinuxSeccomp> {
+    pub(super) fn select(&self, host: &Host, caps: CapSet) -> Result<LinuxSeccomp> {
         let mut syscalls = Vec::with_capacity(self.syscalls.len());
         for rule in &self.syscalls {
             if rule.includes.all_true(host, caps)? && !rule.excludes.any_true(host, caps)? {
@@ -218,7 +218,7 @@ impl Filter {
 }
 
 /// The name that libseccomp gives an architecture.
-pub(crate) const fn scmp_name(arch: Arch) -> &'static str {
+pub(super) const fn scmp_name(arch: Arch) -> &'static str {
     match arch {
         Arch::X86_64 => "SCMP_ARCH_X86_64",
         Arch::Aarch64 => "SCMP_ARCH_AARCH64",
