@@ -45,6 +45,9 @@ impl World {
             world.ip("host", &line);
             if name != "outside" {
                 world.ip("host", &format!("link set to-{name} master br0"));
+                // As the bridge plugin's hairpinMode does: where bridged packets pass iptables,
+                // a pod's packets to itself leave by the port by which they came.
+                world.ip("host", &format!("link set to-{name} type bridge_slave hairpin on"));
                 world.ip(name, &format!("address add 10.9.0.{}/24 dev eth0", index + 1));
                 world.ip(name, &format!("address add fd09::{}/64 dev eth0 nodad", index + 1));
             }
@@ -114,9 +117,14 @@ impl World {
         self.inside(from, || TcpStream::connect_timeout(&to, Duration::from_secs(5)))
     }
 
-    fn rules(&self) -> String {
-        // iptables here is a face of nftables, so this shows the rules of both.
-        self.run("host", "nft", "list ruleset")
+    /// All rules, without counters and dates.
+    fn rules(&self, backend: Backend) -> String {
+        if backend == Backend::Nft {
+            return self.run("host", "nft", "list ruleset");
+        }
+        let both = ["iptables-save", "ip6tables-save"].map(|tool| self.run("host", tool, ""));
+        let lines = both.iter().flat_map(|rules| rules.lines());
+        lines.filter(|line| line.starts_with('-')).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -152,9 +160,9 @@ fn everybody_reaches_the_pod(backend: Backend) {
         assert_eq!(ports.backend(), backend);
         let both = [mapping(8080, "10.9.0.2"), mapping(8080, "fd09::2")];
         ports.add("pod-one", &both).await.unwrap();
-        let once = world.rules();
+        let once = world.rules(backend);
         ports.add("pod-one", &both).await.unwrap();
-        assert_eq!(world.rules(), once);
+        assert_eq!(world.rules(backend), once);
         assert!(once.contains("pod pod-one"), "{once}");
 
         // From outside the pod sees who it is.
@@ -177,7 +185,7 @@ fn everybody_reaches_the_pod(backend: Backend) {
 
         ports.remove("pod-one").await.unwrap();
         ports.remove("pod-one").await.unwrap();
-        let rules = world.rules().to_lowercase();
+        let rules = world.rules(backend).to_lowercase();
         assert!(!rules.contains("criod"), "{rules}");
         assert!(world.connect("outside", "192.0.2.1:8080").is_err());
         assert!(world.connect("host", "127.0.0.1:8080").is_err());
@@ -208,15 +216,15 @@ fn certain_addresses_and_conflicts(backend: Backend) {
         world.reaches("host", "127.0.0.1:8080", &two);
         assert!(world.connect("two", "10.9.0.1:8080").is_err());
 
-        let before = world.rules();
+        let before = world.rules(backend);
         let error = ports.add("pod-three", &[mapping(8080, "10.9.0.4")]).await.unwrap_err();
         assert!(matches!(&error, Error::Conflict { holder, .. } if holder == "pod-one"), "{error}");
-        assert_eq!(world.rules(), before);
+        assert_eq!(world.rules(backend), before);
 
         // The list as a whole: pod one has gone, pod two has what it had.
         let all = BTreeMap::from([("pod-two".to_owned(), vec![mapping(8080, "10.9.0.3")])]);
         ports.reconcile(all).await.unwrap();
-        assert!(!world.rules().contains("pod-one"));
+        assert!(!world.rules(backend).contains("pod-one"));
         world.reaches("outside", "192.0.2.1:8080", &two);
         let two_pods = BTreeMap::from([
             ("pod-one".to_owned(), vec![mapping(8080, "10.9.0.2")]),
@@ -247,14 +255,14 @@ fn what_a_crash_left_goes(backend: Backend) {
         drop(ports);
         let all = BTreeMap::from([("pod-one".to_owned(), vec![mapping(8080, "10.9.0.2")])]);
         let ports = HostPorts::open(backend, all).await.unwrap();
-        assert!(!world.rules().contains("pod-two"));
+        assert!(!world.rules(backend).contains("pod-two"));
         world.reaches("outside", "192.0.2.1:8080", &one);
         // Somebody clears everything: the next change brings it back.
         world.run("host", "nft", "flush ruleset");
         ports.add("pod-two", &[mapping(8081, "10.9.0.3")]).await.unwrap();
         world.reaches("outside", "192.0.2.1:8080", &one);
         HostPorts::open(backend, BTreeMap::new()).await.unwrap();
-        assert!(!world.rules().to_lowercase().contains("criod"));
+        assert!(!world.rules(backend).to_lowercase().contains("criod"));
     });
 }
 
@@ -330,8 +338,9 @@ fn udp() {
 fn detection_changes_nothing() {
     let world = World::new();
     world.on_host(async || {
-        assert_eq!(Backend::detect().await.unwrap(), Backend::Nft);
-        assert_eq!(world.rules(), "");
+        let backend = Backend::detect().await.unwrap();
+        assert_eq!(backend, Backend::Nft);
+        assert_eq!(world.rules(backend), "");
     });
 }
 
@@ -344,6 +353,6 @@ fn a_pod_without_ports_costs_nothing() {
         ports.add("pod-one", &[]).await.unwrap();
         ports.remove("pod-one").await.unwrap();
         // The tool was not run: it would have deleted the table.
-        assert!(world.rules().contains("criod"));
+        assert!(world.rules(Backend::Nft).contains("criod"));
     });
 }
