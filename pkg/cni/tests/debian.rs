@@ -1,6 +1,9 @@
 //! A network of real plugins: bridge, host-local and portmap as Debian packages them, between
 //! two network namespaces of the test's own, of which one plays the host. Needs root.
 
+// What the tests share may fail the test, as the tests themselves may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpListener, TcpStream};

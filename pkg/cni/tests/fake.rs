@@ -4,6 +4,9 @@
 //! `<name>.<verb>.json` and its environment in `<name>.<verb>.env`; then it runs the body that
 //! the test gave it.
 
+// What the tests share may fail the test, as the tests themselves may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -6,6 +6,9 @@
 //!           2001:db8::2  2001:db8::1    fd09::1                   fd09::2           fd09::3
 //! ```
 
+// What the tests share may fail the test, as the tests themselves may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};

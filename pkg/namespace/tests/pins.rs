@@ -1,5 +1,8 @@
 //! Pins in the kernel: what is made, what it holds, and that nothing stays. Needs root.
 
+// What the tests share may fail the test, as the tests themselves may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
