@@ -124,6 +124,18 @@ enum Path<'a> {
     Blob(&'a Digest),
 }
 
+/// A failed try, and the wait the registry asks for before the next.
+struct Failure {
+    error: ClientError,
+    retry_after: Option<Duration>,
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        Failure { error, retry_after: None }
+    }
+}
+
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client").field("options", &self.0.options).finish_non_exhaustive()
@@ -230,11 +242,11 @@ impl Client {
     ) -> Result<Answer, ClientError> {
         let mut attempt = 0;
         loop {
-            let (error, retry_after) =
-                match self.get_once(endpoint, path, &headers, credentials).await? {
-                    Ok(answer) => return Ok(answer),
-                    Err(failed) => failed,
-                };
+            let failed = self.get_once(endpoint, path, &headers, credentials).await;
+            let Failure { error, retry_after } = match failed {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
             if !error.is_transient() || attempt >= self.0.options.retries {
                 return Err(error);
             }
@@ -251,15 +263,14 @@ impl Client {
         tokio::time::sleep(wait).await;
     }
 
-    /// One try, authentication included. The inner error may pass; with it comes the wait the
-    /// registry asks for.
+    /// One try, authentication included.
     async fn get_once(
         &self,
         endpoint: &Endpoint,
         path: Path<'_>,
         headers: &HeaderMap,
         credentials: &Credentials,
-    ) -> Result<Result<Answer, (ClientError, Option<Duration>)>, ClientError> {
+    ) -> Result<Answer, Failure> {
         let scheme = self.scheme(endpoint).await?;
         let url = address(endpoint, path, scheme)?;
         let key = Key::new(endpoint, credentials);
@@ -272,15 +283,16 @@ impl Client {
             let sent = self.0.connections.send(call, &endpoint.host, endpoint.insecure).await;
             let answer = match sent {
                 Ok(answer) => answer,
-                Err(error) if error.is_transient() => return Ok(Err((error, None))),
                 Err(error) => {
-                    self.forget_scheme(endpoint);
-                    return Err(error);
+                    if !error.is_transient() {
+                        self.forget_scheme(endpoint);
+                    }
+                    return Err(error.into());
                 }
             };
             let status = answer.response.status();
             if status.is_success() {
-                return Ok(Ok(answer));
+                return Ok(answer);
             }
             // Only the registry itself may ask for credentials, not whom it redirects to.
             let asks = !answer.elsewhere
@@ -302,7 +314,7 @@ impl Client {
                 }
             }
             let retry_after = retry_after(answer.response.headers());
-            return Ok(Err((self.failure(answer).await, retry_after)));
+            return Err(Failure { error: self.failure(answer).await, retry_after });
         }
     }
 
@@ -349,7 +361,9 @@ impl Client {
         }
         let mut first = None;
         for scheme in [Scheme::Https, Scheme::Http] {
-            let ping = Call::get(base(endpoint, scheme)?);
+            let mut ping = Call::get(base(endpoint, scheme)?);
+            // Any answer at all will do.
+            ping.follow = false;
             let limit = self.0.options.connect_timeout;
             let sent = self.0.connections.send(ping, &endpoint.host, true);
             let url = format!("{}/v2/", endpoint.host);

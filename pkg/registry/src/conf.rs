@@ -63,7 +63,7 @@ pub enum LookupError {
     #[error("registry {prefix} is blocked, so {reference} cannot be pulled")]
     Blocked {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// The registry's prefix.
         prefix: String,
     },
@@ -71,7 +71,7 @@ pub enum LookupError {
     #[error("{reference} becomes {rewritten:?} by the registries' configuration")]
     Rewrite {
         /// What was asked for.
-        reference: Reference,
+        reference: String,
         /// What came out.
         rewritten: String,
         /// What is wrong with it.
@@ -286,7 +286,7 @@ impl Registries {
             sources.push(endpoint(&place, registry.insecure));
         }
         if sources.is_empty() {
-            let (reference, prefix) = (reference.clone(), registry.prefix.clone());
+            let (reference, prefix) = (text, registry.prefix.clone());
             return Err(LookupError::Blocked { reference, prefix });
         }
         let mut seen = std::collections::HashSet::new();
@@ -313,12 +313,13 @@ fn endpoint(reference: &Reference, insecure: bool) -> Endpoint {
 
 fn rewrite(reference: &Reference, location: &str, rest: &str) -> Result<Reference, LookupError> {
     let rewritten = format!("{location}{rest}");
-    // Without a dot or a port the first component would be read as part of the path.
-    Reference::parse(&rewritten).map_err(|source| LookupError::Rewrite {
-        reference: reference.clone(),
-        rewritten,
-        source,
-    })
+    let source = match Reference::parse_short(&rewritten) {
+        Ok((place, false)) => return Ok(place),
+        // The location's host is all there is, and was read as the path of another registry.
+        Ok((_, true)) => ReferenceError::Path { name: rewritten.clone(), path: String::new() },
+        Err(error) => error,
+    };
+    Err(LookupError::Rewrite { reference: reference.to_string(), rewritten, source })
 }
 
 /// How many bytes of the reference `text` the `prefix` covers, if it matches.

@@ -258,7 +258,7 @@ pub enum Document {
     /// Several images to choose from.
     Index(Index),
     /// One image.
-    Image(ImageManifest),
+    Image(Box<ImageManifest>),
 }
 
 #[derive(Deserialize)]
@@ -346,13 +346,13 @@ impl Document {
                 if layers.len() > MAX_LAYERS {
                     return Err(ImageError::TooManyLayers { count: layers.len() });
                 }
-                Ok(Document::Image(ImageManifest {
+                Ok(Document::Image(Box::new(ImageManifest {
                     media_type,
                     artifact_type: raw.artifact_type,
                     config,
                     layers,
                     annotations: raw.annotations,
-                }))
+                })))
             }
             _ => Err(ImageError::MediaType { media_type }),
         }

@@ -51,7 +51,7 @@ pub enum PullError {
     #[error("pulling {reference}: {}", list(attempts))]
     AllFailed {
         /// What was asked for.
-        reference: Reference,
+        reference: Box<Reference>,
         /// Each source's error, in the order tried.
         attempts: Vec<(Endpoint, SourceError)>,
     },
@@ -123,7 +123,7 @@ pub async fn resolve(
             Err(error) => attempts.push((endpoint, error)),
         }
     }
-    Err(PullError::AllFailed { reference: reference.clone(), attempts })
+    Err(PullError::AllFailed { reference: Box::new(reference.clone()), attempts })
 }
 
 /// Fetches manifest and configuration of `reference` for `platform`, trying each source in order.
@@ -144,7 +144,7 @@ pub async fn fetch_image(
             }
         }
     }
-    Err(PullError::AllFailed { reference: reference.clone(), attempts })
+    Err(PullError::AllFailed { reference: Box::new(reference.clone()), attempts })
 }
 
 async fn resolve_at(
@@ -168,7 +168,7 @@ async fn resolve_at(
                     top_digest,
                     manifest_digest: found.digest,
                     manifest_bytes: found.bytes,
-                    manifest,
+                    manifest: *manifest,
                 });
             }
         }

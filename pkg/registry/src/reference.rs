@@ -234,7 +234,7 @@ impl fmt::Debug for Reference {
 }
 
 /// Whether the first component of a name is a registry host rather than part of the path.
-fn is_domain(first: &str) -> bool {
+pub(crate) fn is_domain(first: &str) -> bool {
     first.contains(['.', ':'])
         || first == "localhost"
         || first.bytes().any(|b| b.is_ascii_uppercase())

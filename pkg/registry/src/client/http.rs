@@ -45,6 +45,8 @@ pub(super) struct Call {
     pub(super) headers: HeaderMap,
     pub(super) authorization: Option<HeaderValue>,
     pub(super) body: Bytes,
+    /// Whether redirects are followed.
+    pub(super) follow: bool,
 }
 
 impl Call {
@@ -55,6 +57,7 @@ impl Call {
             headers: HeaderMap::new(),
             authorization: None,
             body: Bytes::new(),
+            follow: true,
         }
     }
 }
@@ -122,7 +125,7 @@ impl Connections {
                     | StatusCode::TEMPORARY_REDIRECT
                     | StatusCode::PERMANENT_REDIRECT
             );
-            if !redirect || call.method != Method::GET {
+            if !redirect || !call.follow {
                 return Ok(Answer { response, url: call.url, elsewhere });
             }
             let next = redirect_target(&call.url, response.headers())?;

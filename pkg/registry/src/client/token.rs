@@ -242,6 +242,7 @@ impl Fetch<'_> {
             ]);
             let mut call = Call::get(realm);
             call.method = Method::POST;
+            call.follow = false;
             call.body = Bytes::from(form(&query));
             let form = HeaderValue::from_static("application/x-www-form-urlencoded");
             call.headers.insert(CONTENT_TYPE, form);

@@ -106,7 +106,7 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Parsed, ConfError> {
         let at = search.span().start;
         let mut hosts = Vec::new();
         for host in search.into_inner() {
-            hosts.push(location(&host).map_err(|problem| invalid(at, problem))?);
+            hosts.push(place(&host).map_err(|problem| invalid(at, problem))?);
         }
         parsed.search = Some(hosts);
     }
@@ -143,17 +143,16 @@ type Problem = (Option<usize>, String);
 
 fn check(raw: RawRegistry) -> Result<Registry, Problem> {
     let here = |problem: String| (None, problem);
-    let place = if raw.location.is_empty() {
-        String::new()
-    } else {
-        location(&raw.location).map_err(here)?
+    let location = match raw.location.as_str() {
+        "" => String::new(),
+        some => place(some).map_err(here)?,
     };
-    let prefix = match (raw.prefix.as_str(), place.as_str()) {
+    let prefix = match (raw.prefix.as_str(), location.as_str()) {
         ("", "") => return Err(here("the registry has neither prefix nor location".into())),
-        ("", place) => place.to_owned(),
+        ("", location) => location.to_owned(),
         (prefix, _) => wildcard_location(prefix).map_err(here)?,
     };
-    if place.is_empty() && !prefix.starts_with("*.") {
+    if location.is_empty() && !prefix.starts_with("*.") {
         let problem = "the registry has no location, and its prefix is not like *.example.com";
         return Err(here(problem.into()));
     }
@@ -184,14 +183,25 @@ fn check(raw: RawRegistry) -> Result<Registry, Problem> {
                 return Err(there(problem));
             }
         };
-        let location = location(&mirror.location).map_err(there)?;
+        let location = place(&mirror.location).map_err(there)?;
         mirrors.push(Mirror { location, insecure: mirror.insecure, pull });
     }
     let (insecure, blocked) = (raw.insecure, raw.blocked);
-    Ok(Registry { prefix, location: place, insecure, blocked, mirrors })
+    Ok(Registry { prefix, location, insecure, blocked, mirrors })
 }
 
-/// A place is written without a scheme; slashes at its end mean nothing.
+/// A location that images can be fetched from: its host must be recognisable as one, or what it
+/// makes would be read as a path of the default registry.
+fn place(text: &str) -> Result<String, String> {
+    let place = location(text)?;
+    let host = place.split('/').next().unwrap_or_default();
+    if !crate::reference::is_domain(host) {
+        return Err(format!("location {text:?} needs a host with a dot or a port"));
+    }
+    Ok(place)
+}
+
+/// A location is written without a scheme; slashes at its end mean nothing.
 fn location(text: &str) -> Result<String, String> {
     let trimmed = text.trim_end_matches('/');
     if text.contains("://") {

@@ -104,8 +104,12 @@ pub struct History {
 impl ImageConfig {
     /// Reads a configuration blob.
     pub fn parse(bytes: &[u8]) -> Result<ImageConfig, ImageError> {
-        let config: ImageConfig =
-            serde_json::from_slice(bytes).map_err(|source| ImageError::Config { source })?;
+        // An array would be read too, its elements taken for the members in order.
+        let parsed = match bytes.trim_ascii_start().first() {
+            Some(b'[') => Err(serde::de::Error::custom("an array instead of an object")),
+            _ => serde_json::from_slice(bytes),
+        };
+        let config: ImageConfig = parsed.map_err(|source| ImageError::Config { source })?;
         if !matches!(config.rootfs.kind.as_str(), "" | "layers") {
             return Err(ImageError::RootFsType { kind: config.rootfs.kind });
         }
