@@ -1,6 +1,8 @@
 //! Files as nodes have them, in a folder that is taken for a mounted hierarchy: what the node
 //! that runs the tests may not have itself.
 
+#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+
 use cgroup::{Cgroup, Error, Hierarchy, Resources};
 use std::fs;
 use std::path::Path;

@@ -229,3 +229,116 @@ fn to_hash(map: &BTreeMap<String, String>) -> HashMap<String, String> {
 fn non_empty(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::input::{IdMapping, ProcessInput};
+    use serde_json::{Value, json};
+
+    fn input() -> SpecInput {
+        SpecInput {
+            process: ProcessInput { args: vec!["sh".into()], ..Default::default() },
+            ..Default::default()
+        }
+    }
+
+    fn json(input: &SpecInput) -> Value {
+        serde_json::from_slice(&build(input).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn sysctls_stay_in_their_namespaces() {
+        let with = |name: &str, namespaces: Namespaces| {
+            let sysctls = [(name.to_owned(), "1".to_owned())].into();
+            build(&SpecInput { sysctls, namespaces, ..input() })
+        };
+        let host_net = || Namespaces { network: Ns::Host, ..Default::default() };
+        let host_ipc = || Namespaces { ipc: Ns::Host, ..Default::default() };
+        let host_uts = || Namespaces { uts: Ns::Host, ..Default::default() };
+        for (name, host) in [
+            ("net.core.somaxconn", host_net()),
+            ("net/ipv4/ip_forward", host_net()),
+            ("kernel.shmmax", host_ipc()),
+            ("kernel.msgmax", host_ipc()),
+            ("kernel.sem", host_ipc()),
+            ("fs.mqueue.msg_max", host_ipc()),
+            ("kernel.domainname", host_uts()),
+        ] {
+            with(name, Namespaces::default()).unwrap();
+            assert!(
+                matches!(with(name, host), Err(Error::SysctlNamespace { name: n, .. }) if n == name)
+            );
+        }
+        for name in ["kernel.panic", "vm.swappiness", "netx", "fs.file-max", "kernel.semx", ""] {
+            assert!(
+                matches!(with(name, Namespaces::default()), Err(Error::SysctlGlobal { name: n }) if n == name)
+            );
+        }
+    }
+
+    #[test]
+    fn the_hosts_name_is_not_changed() {
+        let namespaces = Namespaces { uts: Ns::Host, ..Default::default() };
+        let named = SpecInput { hostname: Some("x".into()), namespaces, ..input() };
+        assert!(matches!(build(&named), Err(Error::HostnameOfHost { .. })));
+        assert!(
+            json(&SpecInput { hostname: Some(String::new()), ..named }).get("hostname").is_none()
+        );
+    }
+
+    #[test]
+    fn masked_paths() {
+        let masked = |input: &SpecInput| json(input)["linux"]["maskedPaths"].clone();
+        assert_eq!(masked(&input()), json!(DEFAULT_MASKED_PATHS));
+        assert_eq!(masked(&SpecInput { masked_paths: Some(vec![]), ..input() }), json!([]));
+        let more = masked(&SpecInput { masked_paths: Some(vec!["/a".into()]), ..input() });
+        assert_eq!(more.as_array().unwrap().len(), DEFAULT_MASKED_PATHS.len() + 1);
+        assert_eq!(masked(&SpecInput { privileged: true, ..input() }), json!([]));
+    }
+
+    #[test]
+    fn zero_is_no_limit_and_minus_one_is_unlimited() {
+        let zero = Resources {
+            cpu_shares: Some(0),
+            cpu_quota: Some(0),
+            cpu_period: Some(0),
+            cpuset_cpus: Some(String::new()),
+            memory_limit: Some(0),
+            memory_swap: Some(0),
+            pids_limit: Some(0),
+            ..Default::default()
+        };
+        let got = json(&SpecInput { resources: zero, ..input() });
+        let keys: Vec<_> = got["linux"]["resources"].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(keys, ["devices"]);
+        let unlimited = Resources {
+            memory_limit: Some(-5),
+            cpu_quota: Some(-1),
+            pids_limit: Some(-1),
+            ..Default::default()
+        };
+        let got = json(&SpecInput { resources: unlimited, ..input() });
+        let got = &got["linux"]["resources"];
+        assert_eq!((&got["memory"], &got["pids"]), (&json!({"limit": -1}), &json!({"limit": -1})));
+    }
+
+    #[test]
+    fn a_new_user_namespace_needs_mappings() {
+        let namespaces = Namespaces { user: Ns::New, ..Default::default() };
+        let bad = SpecInput { namespaces: namespaces.clone(), ..input() };
+        assert!(matches!(build(&bad), Err(Error::UserNamespace { .. })));
+        let uid_mappings = vec![IdMapping { container_id: 0, host_id: 1 << 16, size: 1 << 16 }];
+        let bad = SpecInput { namespaces: Namespaces { uid_mappings, ..namespaces }, ..input() };
+        assert!(matches!(build(&bad), Err(Error::UserNamespace { .. })));
+    }
+
+    #[test]
+    fn hooks_keep_their_order_and_are_checked() {
+        let hooks = json!({"prestart": [{"path": "/b"}, {"path": "/a", "args": ["a"]}]});
+        let got = json(&SpecInput { hooks: Some(hooks.clone()), ..input() });
+        assert_eq!(got["hooks"], hooks);
+        let bad = SpecInput { hooks: Some(json!({"prestart": "x"})), ..input() };
+        assert!(matches!(build(&bad), Err(Error::Json { .. })));
+    }
+}

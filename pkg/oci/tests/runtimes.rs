@@ -3,9 +3,11 @@
 //! crun refuses a node with both versions of control groups, so it sees a mount namespace in
 //! which the version 2 mount is gone.
 
+#![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
+
 use oci::{
-    Capabilities, DeviceInput, Host, MountInput, MountKind, Namespaces, Ns, ProcessInput, Rlimit,
-    SeccompInput, SpecInput, UserInput, host_devices,
+    Capabilities, DeviceInput, Host, IdMapping, MountInput, MountKind, Namespaces, Ns,
+    ProcessInput, Rlimit, SeccompInput, SpecInput, UserInput, host_devices,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -338,5 +340,25 @@ fn joined_and_shared_namespaces_and_nested_mounts() {
         let own = std::fs::read_link("/proc/self/ns/net").unwrap();
         assert_eq!(got["net"], own.to_str().unwrap(), "{runtime}");
         assert_eq!((got["hosts"], got["log"], got["inner"]), ("here", "here", "1"), "{runtime}");
+    }
+}
+
+#[test]
+fn a_user_namespace() {
+    for runtime in [RUNC, CRUN] {
+        let container = Container::new(runtime);
+        // The container's root must be able to get at its files.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(container.dir.path(), open).unwrap();
+        let script = "echo map:$(busybox cat /proc/self/uid_map | busybox tr -s ' '); \
+            echo uid:$(busybox id -u); echo pts:$(busybox stat -c %g /dev/pts/ptmx)";
+        let mapping = vec![IdMapping { container_id: 0, host_id: 1 << 20, size: 1 << 16 }];
+        let mut input = container.input(script);
+        input.namespaces.user = Ns::New;
+        input.namespaces.uid_mappings = mapping.clone();
+        input.namespaces.gid_mappings = mapping;
+        let text = container.prints(&input);
+        let got = fields(&text);
+        assert_eq!((got["map"], got["uid"]), ("0 1048576 65536", "0"), "{runtime}: {text}");
     }
 }
