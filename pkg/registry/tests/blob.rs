@@ -1,5 +1,8 @@
 //! Blobs: resuming, bounds, digests, redirects, silence.
 
+// Helpers outside of test functions count as tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod fake;
 
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! Manifests and getting in: tokens, passwords, refusals, waits, lies.
 
+// Helpers outside of test functions count as tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod fake;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,8 @@
 //! Whole images: mirrors, indexes, configurations, and all the ways to be no image.
 
+// Helpers outside of test functions count as tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod fake;
 
 use std::collections::HashMap;

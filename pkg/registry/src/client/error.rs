@@ -190,7 +190,7 @@ impl ClientError {
             }
             ClientError::Timeout { .. } | ClientError::Stalled { .. } => ErrorKind::Unavailable,
             ClientError::Status { status: 429 | 500.., .. } => ErrorKind::Unavailable,
-            ClientError::Request { source, .. } if is_certificate_error(source) => ErrorKind::Other,
+            ClientError::Request { source, .. } if is_tls_error(source) => ErrorKind::Other,
             ClientError::Request { .. } | ClientError::Read { .. } => ErrorKind::Unavailable,
             _ => ErrorKind::Other,
         }
@@ -225,19 +225,20 @@ impl From<ClientError> for std::io::Error {
     }
 }
 
-/// Whether TLS failed on what the server is, rather than on the way to it.
-fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether the two ends do not agree on TLS: a certificate nobody vouches for, no TLS at all. The
+/// server is there, and trying later does not help.
+fn is_tls_error(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        // An io::Error hides what it wraps from `source`, passing on to that one's source.
-        let inner = error
-            .downcast_ref::<std::io::Error>()
-            .and_then(std::io::Error::get_ref)
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if inner.is_some() || error.is::<rustls::Error>() {
+        if error.is::<rustls::Error>() {
             return true;
         }
-        next = error.source();
+        // An io::Error is transparent: its source is that of what it wraps.
+        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        next = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
     }
     false
 }

@@ -360,4 +360,49 @@ mod tests {
         assert!(of("https://r.io/a") != of("https://r.io:444/a"));
         assert!(of("https://r.io/a") != of("https://x.r.io/a"));
     }
+
+    #[tokio::test]
+    async fn through_a_proxy() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let proxy = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = proxy.local_addr().unwrap();
+        let second = Duration::from_secs(5);
+        let mut connections = Connections::new("test", Vec::new(), second, second);
+        let matcher = Matcher::builder().all(format!("http://me:pw@{address}")).build();
+        connections.proxies = Arc::new(matcher);
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = proxy.accept().await.unwrap();
+            let mut heads = Vec::new();
+            for answer in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 204 No Content\r\n\r\n"] {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                heads.push(String::from_utf8(head).unwrap());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            heads
+        });
+        let call = Call::get("http://registry.test:5000/v2/".parse().unwrap());
+        let answer = connections.send(call, "registry.test:5000", true).await.unwrap();
+        assert_eq!(answer.response.status(), StatusCode::NO_CONTENT);
+        let heads = served.await.unwrap();
+        assert!(heads[0].starts_with("CONNECT registry.test:5000 HTTP/1.1\r\n"), "{heads:?}");
+        assert!(heads[0].to_ascii_lowercase().contains("proxy-authorization: basic bwu6chc="));
+        assert!(heads[1].starts_with("GET /v2/ HTTP/1.1\r\n") && !heads[1].contains("Basic"));
+    }
+
+    #[test]
+    fn loopback_needs_no_proxy() {
+        for (url, expected) in [
+            ("http://localhost:5000/", true),
+            ("http://127.3.2.1/", true),
+            ("https://[::1]:5000/", true),
+            ("https://localhost.evil.io/", false),
+            ("https://10.0.0.1/", false),
+        ] {
+            assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
+        }
+    }
 }
