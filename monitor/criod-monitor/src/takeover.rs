@@ -15,9 +15,11 @@
 //! the state says so. Without the keeper's spares the pipes are opened again through /proc.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use api_monitor::monitor::Phase;
 
+use crate::cgroup;
 use crate::keeper::End;
 use crate::life::{Job, kill};
 use crate::logger::Command;
@@ -25,6 +27,10 @@ use crate::monitor::Monitor;
 use crate::output::{Tty, reopen};
 use crate::poller::Token;
 use crate::runtime::Stdio3;
+
+/// How often, and how far apart, a killed runtime call is looked for.
+const RUNTIME_ROUNDS: u32 = 100;
+const RUNTIME_PAUSE: Duration = Duration::from_millis(5);
 
 impl Monitor {
     pub(crate) fn take_over(&mut self) {
@@ -59,14 +65,26 @@ impl Monitor {
 
     /// A predecessor died while the runtime created: that is undone, and may begin again.
     fn create_anew(&mut self) {
-        let pid = self.state.now.runtime_pid;
-        let cmdline = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let id = self.config.id.as_bytes();
-        if pid > 0 && cmdline.windows(id.len()).any(|w| w == id) {
-            sys::proc::tree(pid).into_iter().for_each(kill);
-        }
+        // Found by the pid file's path, for the predecessor may not have lived to note the pid.
+        let pid_file = self.dir.join("pid").to_string_lossy().into_owned();
+        self.end_runtime(&pid_file);
+        cgroup::kill_all(&self.config.cgroups);
         if let Err(e) = self.run_job(Job::Restart, &["delete", "--force"], Stdio3::default()) {
             eprintln!("criod-monitor: {}: runtime delete: {e}", self.config.id);
+        }
+    }
+
+    /// Kills the runtime call that has `argument` on its command line, and waits for its end.
+    fn end_runtime(&self, argument: &str) {
+        let mut pids: Vec<i32> =
+            sys::proc::with_argument(argument).into_iter().flat_map(sys::proc::tree).collect();
+        pids.iter().for_each(|pid| kill(*pid));
+        for _ in 0..RUNTIME_ROUNDS {
+            pids.retain(|pid| sys::proc::stat(*pid).is_some_and(|s| s.state != b'Z'));
+            if pids.is_empty() {
+                return;
+            }
+            std::thread::sleep(RUNTIME_PAUSE);
         }
     }
 
@@ -144,21 +162,22 @@ impl Monitor {
         }
         let pid = self.state.now.pid;
         let now = sys::clock::realtime();
-        let by_kernel = self.init.as_ref().and_then(|i| sys::pidfd::exit_status(i.as_fd()));
         let (status, time, unknown) = match self.keeper.end_of(pid) {
             Ok(End::Status(status, time)) => (status, time, false),
             // It may be ours: our own waitpid tells.
             Ok(End::Running) => return,
-            _ if by_kernel.is_some() => (by_kernel.unwrap_or_default(), now, false),
             // A zombie that its parent has not reaped yet: the kernel tells in a moment.
             _ if sys::proc::stat(pid).is_some_and(|s| {
                 s.state == b'Z' && s.start_time == self.state.now.pid_start_time
             }) =>
             {
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(20));
                 return;
             }
-            _ => (0, now, true),
+            _ => match self.init.as_ref().and_then(|i| sys::pidfd::exit_status(i.as_fd())) {
+                Some(status) => (status, now, false),
+                None => (0, now, true),
+            },
         };
         if let Some(init) = &self.init {
             self.poller.remove(init);
@@ -173,7 +192,16 @@ impl Monitor {
         }
     }
 
+    /// Asks the runtime whether the predecessor's start had been — once that is surely over.
     fn query(&mut self) {
+        for _ in 0..RUNTIME_ROUNDS {
+            let of_id = sys::proc::with_argument(&self.config.id);
+            let starts = sys::proc::with_argument("start");
+            if !of_id.iter().any(|pid| starts.contains(pid)) {
+                break;
+            }
+            std::thread::sleep(RUNTIME_PAUSE);
+        }
         let file = std::fs::File::create(self.dir.join("query")).map(OwnedFd::from).ok();
         let stdio = Stdio3 { stdout: file, ..Stdio3::default() };
         if let Err(e) = self.run_job(Job::Query, &["state"], stdio) {

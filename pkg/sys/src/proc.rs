@@ -34,6 +34,16 @@ pub fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
+/// Processes that have `argument` on their command line.
+pub fn with_argument(argument: &str) -> Vec<i32> {
+    let has = |pid: i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|b| *b == 0).any(|word| word == argument.as_bytes())
+    };
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(|pid| has(*pid)).collect()
+}
+
 /// Every process below `root`, and every one of a session that `root` leads, itself included.
 pub fn tree(root: i32) -> Vec<i32> {
     let mut all: Vec<Stat> = Vec::new();

@@ -259,6 +259,12 @@ impl<'a> Container<'a> {
 
 impl Drop for Container<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let said = fs::read_to_string(self.dir.join("stderr")).unwrap_or_default();
+            let state = fs::read(self.dir.join("state")).unwrap_or_default();
+            let state = api_monitor::monitor::StateResponse::parse_from_bytes(&state);
+            eprintln!("monitor of {}: {state:?}\n{said}", self.id);
+        }
         if let Some(pidfd) = &self.pidfd {
             let _ = sys::pidfd::send_signal(pidfd.as_fd(), 9);
         }
