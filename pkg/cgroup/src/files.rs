@@ -8,9 +8,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// No file of a control group is longer than this, bar lists of processes, which are read in
-/// pieces of their own.
-const MAX: u64 = 16 << 20;
+/// How much is read of a file. The longest are lists of processes: four million of them, the most
+/// that a kernel can have, at eight bytes each.
+const MAX: u64 = 32 << 20;
 
 /// A buffer to read files into.
 #[derive(Debug, Default)]

@@ -169,7 +169,12 @@ impl Cgroup {
         let mut found = false;
         for folder in self.all_folders().filter(|f| f.is_dir()) {
             found = true;
-            collect_procs(&folder, 0, &mut buffer, &mut pids)?;
+            for_each_below(&folder, &mut |folder| {
+                if let Some(text) = buffer.read(folder, "cgroup.procs")? {
+                    pids.extend(parse::procs(text));
+                }
+                Ok(())
+            })?;
         }
         if !found {
             return Err(self.not_found());
@@ -238,23 +243,23 @@ fn children(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(children)
 }
 
-fn collect_procs(
+/// Does something with a group's folder and with those of the groups below it, from above.
+pub(crate) fn for_each_below(
     folder: &Path,
-    depth: usize,
-    buffer: &mut Buffer,
-    pids: &mut Vec<i32>,
+    what: &mut dyn FnMut(&Path) -> Result<()>,
 ) -> Result<()> {
-    if let Some(text) = buffer.read(folder, "cgroup.procs")? {
-        pids.extend(parse::procs(text));
-    }
-    match children(folder) {
-        Ok(children) if depth < MAX_DEPTH => {
-            children.iter().try_for_each(|c| collect_procs(c, depth + 1, buffer, pids))
+    fn step(folder: &Path, depth: usize, what: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
+        what(folder)?;
+        match children(folder) {
+            Ok(children) if depth < MAX_DEPTH => {
+                children.iter().try_for_each(|child| step(child, depth + 1, what))
+            }
+            Ok(_) => Ok(()),
+            Err(e) if is_gone(&e) => Ok(()),
+            Err(source) => Err(Error::Read { path: folder.to_owned(), source }),
         }
-        Ok(_) => Ok(()),
-        Err(e) if is_gone(&e) => Ok(()),
-        Err(source) => Err(Error::Read { path: folder.to_owned(), source }),
     }
+    step(folder, 0, what)
 }
 
 fn remove_tree(folder: &Path, depth: usize) -> Result<()> {

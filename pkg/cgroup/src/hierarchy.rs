@@ -142,14 +142,16 @@ impl Hierarchy {
     #[must_use]
     pub fn has(&self, controller: &str) -> bool {
         match self.0.mode {
-            // `freezer` and `devices` are no controllers there, but always at hand.
+            // These are no controllers there, but always at hand.
+            Mode::V2 if matches!(controller, "freezer" | "devices") => true,
             Mode::V2 => self.0.v2_controllers.iter().any(|c| c == controller),
             _ => self.mount_of(controller).is_some(),
         }
     }
 
-    /// Whether swap can be limited: `memory.swap.max`, or `memory.memsw.limit_in_bytes` in the
-    /// group that this process is in (roots have no such file).
+    /// Whether swap can be limited: `memory.swap.max` or `memory.memsw.limit_in_bytes` in the
+    /// group that this process is in. The root of version 2 has no such file: there it counts
+    /// whether the kernel knows swap at all.
     #[must_use]
     pub fn has_swap_limit(&self) -> bool {
         let Some(memory) = self.mount_of("memory") else { return false };

@@ -10,7 +10,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::{Buffer, write};
-use crate::group::Cgroup;
+use crate::group::{Cgroup, for_each_below};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -75,13 +75,20 @@ impl Cgroup {
             Err(e) if e.is_not_found() => Ok(()),
             Err(e) => Err(e),
         };
-        if let Some((file, thaw)) = frozen {
-            match write(&file, thaw) {
-                Err(e) if !e.is_not_found() => return Err(e),
-                _ => {}
-            }
+        if frozen {
+            self.thaw()?;
         }
         killed
+    }
+
+    /// Thaws the group and those below it, of which one may have been frozen (paused) by itself.
+    fn thaw(&self) -> Result<()> {
+        let (name, value) = freezer_file(self.hierarchy.is_v2(), false);
+        let Some(folder) = self.path_of("freezer") else { return Ok(()) };
+        for_each_below(&folder, &mut |folder| match write(&folder.join(name), value) {
+            Err(e) if !e.is_not_found() => Err(e),
+            _ => Ok(()),
+        })
     }
 
     fn kill_process(&self, pid: i32) -> Result<()> {
@@ -91,30 +98,38 @@ impl Cgroup {
         }
     }
 
-    /// Freezes the group if it can be frozen, and tells how to thaw it. Half frozen is good
+    /// Freezes the group, and tells whether that could be asked for at all. Half frozen is good
     /// enough: the rounds go on.
-    fn freeze(&self) -> Option<(PathBuf, &'static str)> {
-        let folder = self.path_of("freezer")?;
-        if self.hierarchy.is_v2() {
-            let file = folder.join("cgroup.freeze");
-            write(&file, "1").ok()?;
-            return Some((file, "0"));
+    fn freeze(&self) -> bool {
+        let Some(folder) = self.path_of("freezer") else { return false };
+        let (name, value) = freezer_file(self.hierarchy.is_v2(), true);
+        if write(&folder.join(name), value).is_err() {
+            return false;
         }
-        let file = folder.join("freezer.state");
-        write(&file, "FROZEN").ok()?;
         let mut buffer = Buffer::default();
         for _ in 0..FREEZE_TRIES {
-            match buffer.read(&folder, "freezer.state") {
-                // A group to which a fork was added meanwhile is "FREEZING" until asked again.
-                Ok(Some(state)) if state.trim() != "FROZEN" => {}
+            // "FREEZING" until all stand still; reading is what makes version 1 look again.
+            // Version 2 answers "1" at once, and kills what is frozen or not alike.
+            match buffer.read(&folder, name) {
+                Ok(Some(state)) if state.trim() != value => {}
                 _ => break,
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        Some((file, "THAWED"))
+        true
     }
 
     fn some_folder(&self) -> PathBuf {
         self.paths().into_iter().next().unwrap_or_else(|| Path::new(self.name()).to_owned())
+    }
+}
+
+/// The file that freezes or thaws, and what to write into it.
+const fn freezer_file(v2: bool, freeze: bool) -> (&'static str, &'static str) {
+    match (v2, freeze) {
+        (true, true) => ("cgroup.freeze", "1"),
+        (true, false) => ("cgroup.freeze", "0"),
+        (false, true) => ("freezer.state", "FROZEN"),
+        (false, false) => ("freezer.state", "THAWED"),
     }
 }

@@ -176,18 +176,21 @@ fn killing_is_bounded() {
 }
 
 #[test]
-fn a_frozen_group_can_be_killed() {
-    let group = Group::new();
-    group.0.create().unwrap();
-    let process = Process::sh("exec sleep 1000");
-    group.0.add_process(process.pid()).unwrap();
-    let folder = group.0.path_of("freezer").unwrap();
-    let (file, state) = match folder.join("freezer.state") {
-        v1 if v1.exists() => (v1, "FROZEN"),
-        _ => (folder.join("cgroup.freeze"), "1"),
-    };
-    fs::write(file, state).unwrap();
-    group.0.kill().unwrap();
+fn a_frozen_group_can_be_killed_also_from_above() {
+    for group in [Group::new(), Group::v2()] {
+        let child = group.0.child("paused").unwrap();
+        child.create().unwrap();
+        let process = Process::sh("exec sleep 1000");
+        child.add_process(process.pid()).unwrap();
+        let folder = child.path_of("freezer").unwrap();
+        let (file, state) = match folder.join("freezer.state") {
+            v1 if v1.exists() => (v1, "FROZEN"),
+            _ => (folder.join("cgroup.freeze"), "1"),
+        };
+        fs::write(file, state).unwrap();
+        group.0.kill().unwrap();
+        assert_eq!(group.0.procs().unwrap(), []);
+    }
 }
 
 #[test]
