@@ -251,7 +251,10 @@ impl ContainerMount {
         }
         for (key, value) in self.overlay_options() {
             match value {
-                Some(value) => rustix::mount::fsconfig_set_string(&context, key, value),
+                // Quotes are for lists of options, and this is not one.
+                Some(value) => {
+                    rustix::mount::fsconfig_set_string(&context, key, value.trim_matches('"'))
+                }
                 None => rustix::mount::fsconfig_set_flag(&context, key),
             }
             .map_err(|e| fail(&format!("set {key}"), e))?;
@@ -290,8 +293,9 @@ impl ContainerMount {
             data.push(',');
             data.push_str(key);
             if let Some(value) = value {
-                data.push('=');
-                data.push_str(value);
+                // A security label may have commas in it.
+                let quote = if value.contains(',') && !value.starts_with('"') { "\"" } else { "" };
+                data.push_str(&format!("={quote}{value}{quote}"));
             }
         }
         let data = std::ffi::CString::new(data).map_err(|_| fail("set options", Errno::INVAL))?;

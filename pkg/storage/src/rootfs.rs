@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 /// How paths inside a root are resolved.
 pub(crate) const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
+/// How many symlinks to nowhere are followed; the kernel's own limit for symlinks.
+const MOST_LINKS: u32 = 40;
+
 /// `openat2` tells with EAGAIN that a rename or a mount raced with the resolution of `..`.
 pub(crate) fn open_in_root(
     root: impl AsFd,
@@ -95,7 +98,7 @@ pub fn read_in_root(root: &Path, path: &str, max_bytes: u64) -> Result<Option<Ve
 /// Makes a directory inside a root with all its missing parents, and opens it (`O_PATH`).
 ///
 /// What is there stays as it is; what is new gets `mode`, `uid` and `gid`. Symlinks on the way are
-/// followed inside the root.
+/// followed inside the root, also those to what is not there yet.
 pub fn ensure_dir_in_root(
     root: &Path,
     path: &str,
@@ -104,50 +107,60 @@ pub fn ensure_dir_in_root(
     gid: u32,
 ) -> Result<OwnedFd> {
     let top = open_root(root)?;
-    let fail = |op, e: Errno| in_root(op, root, path, e);
-    let flags = OFlags::PATH | OFlags::DIRECTORY;
-    match open_in_root(&top, path.as_bytes(), flags) {
-        Err(Errno::NOENT) => {}
-        other => return other.map_err(|e| fail("open", e)),
-    }
-    let mut prefix = String::with_capacity(path.len());
-    let mut at = open_in_root(&top, b".", flags).map_err(|e| fail("open", e))?;
-    for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
-        prefix.push('/');
-        prefix.push_str(part);
-        at = match open_in_root(&top, prefix.as_bytes(), flags) {
-            Ok(next) => next,
-            Err(Errno::NOENT) => {
-                match rustix::fs::mkdirat(&at, part, Mode::from_raw_mode(0o700)) {
-                    Ok(()) => {
-                        let new = rustix::fs::openat(
-                            &at,
-                            part,
-                            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                            Mode::empty(),
-                        )
-                        .map_err(|e| fail("open", e))?;
-                        rustix::fs::fchown(
-                            &new,
-                            Some(Uid::from_raw(uid)),
-                            Some(Gid::from_raw(gid)),
-                        )
-                        .map_err(|e| fail("change the owner of", e))?;
-                        rustix::fs::fchmod(&new, Mode::from_raw_mode(mode & 0o7777))
-                            .map_err(|e| fail("change the mode of", e))?;
-                        new
-                    }
-                    // Somebody else made it, or it is a symlink to nowhere: the latter fails here.
-                    Err(Errno::EXIST) => {
-                        open_in_root(&top, prefix.as_bytes(), flags).map_err(|e| fail("open", e))?
-                    }
-                    Err(e) => return Err(fail("create", e)),
-                }
+    let fail = |(op, e): (&'static str, Errno)| in_root(op, root, path, e);
+    let make = |at: &OwnedFd, part: &[u8]| {
+        rustix::fs::mkdirat(at, part, Mode::from_raw_mode(0o700)).map_err(|e| ("create", e))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let new = rustix::fs::openat(at, part, flags, Mode::empty()).map_err(|e| ("open", e))?;
+        rustix::fs::fchown(&new, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .map_err(|e| ("change the owner of", e))?;
+        rustix::fs::fchmod(&new, Mode::from_raw_mode(mode & 0o7777))
+            .map_err(|e| ("change the mode of", e))
+    };
+    let open = |path: &[u8]| open_in_root(&top, path, OFlags::PATH | OFlags::DIRECTORY);
+    let mut wanted = path.as_bytes().to_vec();
+    let mut links = 0;
+    'again: loop {
+        match open(&wanted) {
+            Err(Errno::NOENT) => {}
+            other => return other.map_err(|e| fail(("open", e))),
+        }
+        let mut at = open(b".").map_err(|e| fail(("open", e)))?;
+        let mut end = 0;
+        while end < wanted.len() {
+            let begin = end;
+            end += wanted[begin..]
+                .iter()
+                .skip(1)
+                .position(|b| *b == b'/')
+                .map_or(wanted.len() - begin, |n| n + 1);
+            let part = wanted[begin..end].strip_prefix(b"/").unwrap_or(&wanted[begin..end]);
+            if part.is_empty() || part == b"." {
+                continue;
             }
-            Err(e) => return Err(fail("open", e)),
-        };
+            at = match open(&wanted[..end]) {
+                Ok(next) => next,
+                Err(Errno::NOENT) => match make(&at, part) {
+                    // Opened again: the name decides, not what was made under it.
+                    Ok(()) => open(&wanted[..end]).map_err(|e| fail(("open", e)))?,
+                    // A symlink to what is not there, or somebody else was faster.
+                    Err((_, Errno::EXIST)) if links < MOST_LINKS => {
+                        links += 1;
+                        if let Ok(link) = rustix::fs::readlinkat(&at, part, Vec::new()) {
+                            let link = link.as_bytes();
+                            let before: &[u8] =
+                                if link.starts_with(b"/") { b"" } else { &wanted[..begin] };
+                            wanted = [before, b"/", link, &wanted[end..]].concat();
+                        }
+                        continue 'again;
+                    }
+                    Err(e) => return Err(fail(e)),
+                },
+                Err(e) => return Err(fail(("open", e))),
+            };
+        }
+        return Ok(at);
     }
-    open_in_root(&top, path.as_bytes(), flags).map_err(|e| fail("open", e))
 }
 
 /// Where a path inside a root leads, as a path of the host: symlinks are resolved inside the root,

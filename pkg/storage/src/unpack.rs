@@ -414,7 +414,7 @@ impl Unpacker<'_> {
             let mut path = proc_path(&parent.fd).into_bytes();
             path.push(b'/');
             path.extend_from_slice(name);
-            self.xattrs(header, |attribute, value| {
+            self.xattrs(header, &parent.fd, |attribute, value| {
                 rustix::fs::lsetxattr(path.as_slice(), attribute, value, XattrFlags::empty())
             })?;
         }
@@ -428,7 +428,7 @@ impl Unpacker<'_> {
         let (uid, gid) = owner(header)?;
         fchown(file, Some(uid), Some(gid)).map_err(os("change the owner"))?;
         fchmod(file, Mode::from_raw_mode(header.mode)).map_err(os("change the mode"))?;
-        self.xattrs(header, |attribute, value| {
+        self.xattrs(header, file, |attribute, value| {
             rustix::fs::fsetxattr(file, attribute, value, XattrFlags::empty())
         })
     }
@@ -455,6 +455,7 @@ impl Unpacker<'_> {
     fn xattrs(
         &mut self,
         header: &Header,
+        file: &OwnedFd,
         set: impl Fn(&[u8], &[u8]) -> rustix::io::Result<()>,
     ) -> Problem<()> {
         for (name, value) in &header.xattrs {
@@ -468,6 +469,10 @@ impl Unpacker<'_> {
                 // A file without its capabilities would be another file; the rest can be missed.
                 Err(Errno::OPNOTSUPP | Errno::PERM) if name != b"security.capability" => {
                     self.written.skipped_xattrs += 1;
+                }
+                // ext4 says this also of an attribute that does not fit beside the inode.
+                Err(Errno::NOSPC) if has_space(file) => {
+                    return Err(os("set an extended attribute")(Errno::TOOBIG));
                 }
                 Err(e) => return Err(os("set an extended attribute")(e)),
             }
@@ -513,6 +518,11 @@ fn device(header: &Header) -> Problem<rustix::fs::Dev> {
         return Err(EntryProblem::IdOutOfRange);
     }
     Ok(rustix::fs::makedev(major as u32, minor as u32))
+}
+
+/// Whether the file system of an open file has blocks left.
+fn has_space(file: &OwnedFd) -> bool {
+    rustix::fs::fstatvfs(file).is_ok_and(|stat| stat.f_bavail > 16)
 }
 
 fn create_file<S: Source>(
