@@ -31,7 +31,7 @@ pub enum ShortNameMode {
     /// Several are tried in order, as nobody can be asked.
     #[default]
     Permissive,
-    /// Aliases are not used; all search registries are tried in order.
+    /// Several are tried in order.
     Disabled,
 }
 
@@ -217,20 +217,20 @@ impl Registries {
     }
 
     /// The references `name` may mean, in the order to try them. A qualified name means itself.
-    /// Where neither tag nor digest is given the tag is `latest`.
+    /// Where neither tag nor digest is given the tag is `latest`; beside a digest the tag is dropped.
     pub fn candidates(&self, name: &str) -> Result<Vec<Reference>, LookupError> {
         let (reference, short) = Reference::parse_short(name)?;
         if !short {
-            return Ok(vec![reference.with_default_tag()]);
+            return Ok(vec![reference.with_default_tag().without_redundant_tag()]);
         }
         let bare = name.split(['@', ':']).next().unwrap_or_default();
         let suffix = &name[bare.len()..];
         let complete = |repository: &str| {
-            Reference::parse(&format!("{repository}{suffix}")).map(Reference::with_default_tag)
+            Reference::parse(&format!("{repository}{suffix}"))
+                .map(|reference| reference.with_default_tag().without_redundant_tag())
         };
-        if self.mode != ShortNameMode::Disabled
-            && let Some(target) = self.aliases.get(bare)
-        {
+        // An alias counts in every mode.
+        if let Some(target) = self.aliases.get(bare) {
             return Ok(vec![complete(&target.name())?]);
         }
         let mut candidates: Vec<Reference> = Vec::new();

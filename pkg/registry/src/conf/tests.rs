@@ -59,7 +59,11 @@ fn short_names() {
     let one = enforcing.with_search_registries(vec!["q.io".into()]);
     assert_eq!(candidates(&one, "nginx"), ["q.io/nginx:latest"]);
     let disabled = two.with_short_name_mode(ShortNameMode::Disabled);
-    assert_eq!(candidates(&disabled, "app").len(), 2);
+    assert_eq!(candidates(&disabled, "app"), ["reg.io/team/app:latest"]);
+    assert_eq!(candidates(&disabled, "nginx").len(), 2);
+    for name in [format!("r.io/a:1@{HEX}"), format!("app:1@{HEX}")] {
+        assert_eq!(disabled.candidates(&name).unwrap()[0].tag(), None);
+    }
     assert!(matches!(disabled.candidates("A b"), Err(LookupError::Reference(_))));
 }
 
