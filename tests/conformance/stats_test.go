@@ -69,6 +69,15 @@ func TestListContainerStatsFilters(t *testing.T) {
 	group := unique("group")
 	label := func(c *cri.ContainerConfig) { c.Labels["group"] = group }
 	a, b, c := p.run(idle, label), p.run(idle), other.run(idle, label)
+	eventually(t, "the first measure of the writable layers", func() bool {
+		for _, k := range []*container{a, b, c} {
+			s := must[*cri.ContainerStats](t, "ContainerStats")(runtime.ContainerStats(ctx, k.id))
+			if s.GetWritableLayer().GetTimestamp() == 0 {
+				return false
+			}
+		}
+		return true
+	})
 	for name, k := range map[string]struct {
 		filter *cri.ContainerStatsFilter
 		want   []*container

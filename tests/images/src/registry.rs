@@ -117,7 +117,10 @@ pub fn mirrors(address: &str) -> String {
             "\n[[registry]]\nprefix = \"{name}\"\nlocation = \"{address}\"\ninsecure = true\n"
         ));
     }
-    out.push_str(&format!("\n[[registry]]\nlocation = \"{address}\"\ninsecure = true\n"));
+    // Every port of the loopback: tests put servers of their own in front of the registry.
+    for host in [address, "127.0.0.1", "localhost"] {
+        out.push_str(&format!("\n[[registry]]\nlocation = \"{host}\"\ninsecure = true\n"));
+    }
     out
 }
 

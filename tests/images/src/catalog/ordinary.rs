@@ -136,6 +136,7 @@ fn layered(b: &mut Builder) -> Result<()> {
     let lower = b.gzip(&[
         Entry::dir("data"),
         Entry::file("data/keep", "kept\n").owner(1000, 1001).mode(0o640).mtime(TIME - 86_400),
+        Entry::hardlink("data/linked", "data/keep"),
         Entry::file("data/gone", "gone\n"),
         Entry::file("data/change", "before\n"),
         Entry::dir("data/gone-dir"),
@@ -148,6 +149,7 @@ fn layered(b: &mut Builder) -> Result<()> {
         Entry::file("becomes-dir", "a file\n"),
         Entry::dir("real"),
         Entry::symlink("to-real", "real"),
+        Entry::file("to-real/through", "through a link\n"),
         Entry::dir("again"),
         Entry::file("again/first", "first\n"),
     ])?;
@@ -156,14 +158,12 @@ fn layered(b: &mut Builder) -> Result<()> {
         Entry::file("data/.wh.gone", ""),
         Entry::file("data/.wh.gone-dir", ""),
         Entry::file("data/change", "after\n"),
-        Entry::hardlink("data/linked", "data/keep"),
         Entry::dir("opaque"),
         Entry::file("opaque/.wh..wh..opq", ""),
         Entry::file("opaque/new", "new\n"),
         Entry::file("becomes-file", "now a file\n"),
         Entry::dir("becomes-dir"),
         Entry::file("becomes-dir/inside", "inside\n"),
-        Entry::file("to-real/through", "through a link\n"),
         Entry::file(".wh.again", ""),
     ])?;
     let long = format!("long/{}/{}", "n".repeat(120), "m".repeat(120));
