@@ -13,7 +13,7 @@ use oci::{
 use std::path::Path;
 
 fn host() -> Host {
-    Host { arch: Arch::X86_64, kernel: (6, 1), grantable: CapSet::all() }
+    Host { arch: Arch::X86_64, kernel: (6, 1), grantable: CapSet::all(), x32: true }
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {

@@ -136,11 +136,11 @@ const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 const AF_NETLINK: u64 = 16;
 const AF_ALG: u64 = 38;
 const AF_VSOCK: u64 = 40;
-/// The highest family that there is.
-const AF_LAST: u64 = 45;
+/// All families that there are, but for these three.
+const FAMILIES: [(u64, u64); 4] = [(0, 15), (17, 37), (39, 39), (41, 45)];
 const NETLINK_AUDIT: u64 = 9;
-/// The highest protocol of netlink that there is.
-const NETLINK_LAST: u64 = 22;
+/// All protocols of netlink, but for that.
+const NETLINK_PROTOCOLS: [(u64, u64); 2] = [(0, 8), (10, 22)];
 
 /// The profile.
 pub(super) fn profile() -> Profile {
@@ -229,31 +229,50 @@ fn clone() -> [Rule; 4] {
 
 fn socket() -> Vec<Rule> {
     let audit = || capabilities(&["CAP_AUDIT_WRITE"]);
+    let netlink = || equal(0, AF_NETLINK);
     let mut rules = Vec::new();
-    for family in 0..=AF_LAST {
-        rules.push(match family {
-            AF_NETLINK => {
-                let args = vec![equal(0, family)];
-                Rule { includes: audit(), ..with_args(ALLOW, "socket", args) }
-            }
-            AF_ALG | AF_VSOCK => Rule {
-                errno_ret: Some(EAFNOSUPPORT),
-                ..with_args(ERRNO, "socket", vec![equal(0, family)])
-            },
-            _ => with_args(ALLOW, "socket", vec![equal(0, family)]),
+    for families in FAMILIES {
+        for family in blocks(0, families) {
+            rules.push(with_args(ALLOW, "socket", vec![family]));
+        }
+    }
+    for family in [AF_ALG, AF_VSOCK] {
+        rules.push(Rule {
+            errno_ret: Some(EAFNOSUPPORT),
+            ..with_args(ERRNO, "socket", vec![equal(0, family)])
         });
     }
-    for protocol in 0..=NETLINK_LAST {
-        let args = vec![equal(0, AF_NETLINK), equal(2, protocol)];
-        let rule = if protocol == NETLINK_AUDIT {
-            // What programs that log to audit take for "there is no audit here".
-            Rule { errno_ret: Some(EINVAL), ..with_args(ERRNO, "socket", args) }
-        } else {
-            with_args(ALLOW, "socket", args)
-        };
-        rules.push(Rule { excludes: audit(), ..rule });
+    rules.push(Rule { includes: audit(), ..with_args(ALLOW, "socket", vec![netlink()]) });
+    for protocols in NETLINK_PROTOCOLS {
+        for protocol in blocks(2, protocols) {
+            let rule = with_args(ALLOW, "socket", vec![netlink(), protocol]);
+            rules.push(Rule { excludes: audit(), ..rule });
+        }
     }
+    // What programs that log to audit take for "there is no audit here".
+    rules.push(Rule {
+        errno_ret: Some(EINVAL),
+        excludes: audit(),
+        ..with_args(ERRNO, "socket", vec![netlink(), equal(2, NETLINK_AUDIT)])
+    });
     rules
+}
+
+/// Conditions of which one is true for each value from the first to the last of a range, and none
+/// for any other: aligned blocks, compared in all bits above the block's size. Loading a filter
+/// costs a container's start time for each rule, so there should be few.
+fn blocks(index: usize, (first, last): (u64, u64)) -> Vec<Arg> {
+    let mut args = Vec::new();
+    let mut at = first;
+    while at <= last {
+        let mut size = 1;
+        while at % (size * 2) == 0 && at + size * 2 - 1 <= last {
+            size *= 2;
+        }
+        args.push(Arg { index, value: !(size - 1), value_two: at, op: MASKED_EQUAL.to_owned() });
+        at += size;
+    }
+    args
 }
 
 fn arch_map() -> Vec<ArchMap> {
@@ -299,7 +318,7 @@ mod tests {
     use std::collections::HashSet;
 
     fn filter(arch: Arch, caps: &[&str]) -> LinuxSeccomp {
-        let host = Host { arch, kernel: (6, 1), grantable: CapSet::all() };
+        let host = Host { arch, kernel: (6, 1), ..Host::default() };
         profile().select(&host, CapSet::from_names(caps).unwrap()).unwrap()
     }
 
@@ -378,11 +397,15 @@ mod tests {
         let call = |f: &LinuxSeccomp, family, protocol| {
             answer(f, "socket", [family, 1, protocol, 0, 0, 0])
         };
-        for family in [1, 2, 10, 17] {
-            assert_eq!(call(&plain, family, 77), Some(Ok(())));
+        for family in (0..=45).filter(|f| ![AF_NETLINK, AF_ALG, AF_VSOCK].contains(f)) {
+            assert_eq!(call(&plain, family, 77), Some(Ok(())), "{family}");
         }
-        for protocol in [0, 4, 15] {
-            assert_eq!(call(&plain, AF_NETLINK, protocol), Some(Ok(())));
+        for protocol in (0..=22).filter(|p| *p != NETLINK_AUDIT) {
+            assert_eq!(call(&plain, AF_NETLINK, protocol), Some(Ok(())), "{protocol}");
+        }
+        for unknown in [46, 47, 48, 64, 1 << 31, 1 << 32, u64::MAX] {
+            assert_eq!(call(&plain, unknown, 0), None, "{unknown}");
+            assert_eq!(call(&plain, AF_NETLINK, unknown), None, "{unknown}");
         }
         assert_eq!(call(&plain, AF_NETLINK, NETLINK_AUDIT), Some(Err(EINVAL)));
         assert_eq!(call(&plain, AF_ALG, 0), Some(Err(EAFNOSUPPORT)));
@@ -420,8 +443,18 @@ mod tests {
     }
 
     #[test]
+    fn without_x32() {
+        let host = Host { x32: false, kernel: (6, 1), ..Host::default() };
+        let arches = profile().select(&Host { arch: Arch::X86_64, ..host }, CapSet::EMPTY);
+        assert_eq!(
+            serde_json::to_value(arches.unwrap().architectures()).unwrap(),
+            serde_json::json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"])
+        );
+    }
+
+    #[test]
     fn old_kernels_cannot_trace() {
-        let host = Host { arch: Arch::X86_64, kernel: (4, 7), grantable: CapSet::all() };
+        let host = Host { arch: Arch::X86_64, kernel: (4, 7), ..Host::default() };
         let old = profile().select(&host, CapSet::EMPTY).unwrap();
         assert!(rules_for(&old, "ptrace").is_empty());
     }

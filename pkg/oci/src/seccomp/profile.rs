@@ -117,7 +117,7 @@ impl Profile {
         seccomp
             .set_default_action(word("action", &self.default_action)?)
             .set_default_errno_ret(errno(self.default_errno_ret, self.default_errno.as_deref())?)
-            .set_architectures(self.select_arches(host.arch)?)
+            .set_architectures(self.select_arches(host)?)
             .set_flags(words::<LinuxSeccompFilterFlag>("flag", &self.flags)?)
             .set_listener_path(self.listener_path.clone().filter(|p| !p.as_os_str().is_empty()))
             .set_listener_metadata(self.listener_metadata.clone().filter(|m| !m.is_empty()))
@@ -125,7 +125,7 @@ impl Profile {
         Ok(seccomp)
     }
 
-    fn select_arches(&self, arch: Arch) -> Result<Option<Vec<OciArch>>> {
+    fn select_arches(&self, host: &Host) -> Result<Option<Vec<OciArch>>> {
         if !self.architectures.is_empty() && !self.arch_map.is_empty() {
             return Err(Error::SeccompProfile {
                 problem: "\"architectures\" and \"archMap\" exclude each other",
@@ -134,11 +134,15 @@ impl Profile {
         if !self.architectures.is_empty() {
             return words("architecture", &self.architectures);
         }
-        let Some(map) = self.arch_map.iter().find(|m| m.architecture == scmp_name(arch)) else {
+        let Some(map) = self.arch_map.iter().find(|m| m.architecture == scmp_name(host.arch))
+        else {
             return Ok(None);
         };
-        let names: Vec<_> =
-            std::iter::once(&map.architecture).chain(&map.sub_architectures).cloned().collect();
+        let names: Vec<_> = std::iter::once(&map.architecture)
+            .chain(&map.sub_architectures)
+            .filter(|name| host.x32 || *name != "SCMP_ARCH_X32")
+            .cloned()
+            .collect();
         words("architecture", &names)
     }
 }
@@ -282,7 +286,7 @@ mod tests {
     }
 
     fn host(arch: Arch, kernel: (u32, u32)) -> Host {
-        Host { arch, kernel, grantable: CapSet::all() }
+        Host { arch, kernel, ..Host::default() }
     }
 
     fn names(s: &LinuxSeccomp) -> Vec<String> {
