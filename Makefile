@@ -1,0 +1,114 @@
+# criod. `make help` lists what there is.
+
+CARGO ?= cargo
+GO ?= go
+PREFIX ?= /usr
+DESTDIR ?=
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+
+# Where cargo builds; another place is CARGO_TARGET_DIR's to name.
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# The programs in the one folder that the tests and the demo take them from.
+STAGE := $(TARGET)/stage
+MUSL := $(shell uname -m)-unknown-linux-musl
+export CARGO_TARGET_DIR := $(TARGET)
+export CRIOD_BIN := $(STAGE)
+
+LOCKED := --locked
+INSTALL := install
+
+.DELETE_ON_ERROR:
+.PHONY: help build monitors daemon install demo test lint fmt-check clippy house deny \
+	unit e2e conformance bench bench-memory setup clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | \
+		awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+# --- building
+
+build: daemon monitors ## Build everything in release mode, into target/stage
+
+# The test images' program shares the daemon's dependencies, and so is built along with it.
+daemon:
+	$(CARGO) build $(LOCKED) --release -p criod -p test-images
+	@mkdir -p $(STAGE)
+	@$(INSTALL) -C -m 755 $(addprefix $(TARGET)/release/,criod test-images) $(STAGE)
+
+# Each in an invocation of its own: what one asks of a shared dependency would be built into all.
+monitors:
+	$(CARGO) build $(LOCKED) --profile monitor --target $(MUSL) -p criod-monitor
+	$(CARGO) build $(LOCKED) --profile monitor --target $(MUSL) -p criod-keeper
+	$(CARGO) build $(LOCKED) --profile monitor --target $(MUSL) -p criod-pause
+	@mkdir -p $(STAGE)
+	@$(INSTALL) -C -m 755 \
+		$(addprefix $(TARGET)/$(MUSL)/monitor/,criod-monitor criod-keeper criod-pause) $(STAGE)
+
+install: ## Install below DESTDIR with PREFIX (default /usr), building first where needed
+	@if [ -z "$(NO_BUILD)" ]; then $(MAKE) --no-print-directory build; fi
+	$(INSTALL) -D -m 755 $(STAGE)/criod $(DESTDIR)$(PREFIX)/bin/criod
+	for each in criod-monitor criod-keeper criod-pause; do \
+		$(INSTALL) -D -m 755 $(STAGE)/$$each $(DESTDIR)$(PREFIX)/libexec/criod/$$each || exit 1; \
+	done
+	$(INSTALL) -d -m 755 $(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.d $(DESTDIR)$(PREFIX)/share/criod
+	tests/setup/keep conf/crio.conf $(DESTDIR)$(SYSCONFDIR)/crio/crio.conf
+	tests/setup/keep conf/registries.conf $(DESTDIR)$(SYSCONFDIR)/containers/registries.conf
+	tests/setup/keep conf/policy.json $(DESTDIR)$(SYSCONFDIR)/containers/policy.json
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(PREFIX)/share/criod/crio.conf.d conf/crio.conf.d/*
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(PREFIX)/share/criod/cni conf/*.conflist
+	$(INSTALL) -d -m 755 $(DESTDIR)$(UNITDIR)
+	for each in systemd/*; do \
+		sed -e 's|/usr/bin/criod|$(PREFIX)/bin/criod|; s|/usr/libexec/criod|$(PREFIX)/libexec/criod|' \
+			$$each >$(DESTDIR)$(UNITDIR)/$${each##*/} || exit 1; \
+		chmod 644 $(DESTDIR)$(UNITDIR)/$${each##*/}; \
+	done
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(PREFIX)/share/doc/criod README.md LICENSE
+
+# --- showing
+
+demo: ## Show that killing criod and a monitor loses nothing
+	@tests/setup/install demo
+	@$(MAKE) --no-print-directory --quiet build
+	@tests/demo/run
+
+# --- testing
+
+test: ## Everything below, a check that nothing is left behind, and totals
+	@tests/setup/stages setup lint build unit e2e conformance bench-memory demo
+
+setup: ## Install what the tests need and is missing
+	@tests/setup/install test
+
+lint: fmt-check clippy house deny ## Formatting, clippy, the house's rules, licences and bans
+
+fmt-check:
+	$(CARGO) fmt --all -- --check
+
+clippy:
+	$(CARGO) clippy $(LOCKED) --workspace --all-targets --features api-monitor/ttrpc -- -D warnings
+
+house:
+	$(CARGO) run $(LOCKED) --quiet -p house
+
+deny:
+	$(CARGO) deny --offline --all-features check --hide-inclusion-graph bans licenses sources
+
+unit: ## Tests of each crate
+	$(CARGO) test $(LOCKED) --workspace --exclude e2e --features api-monitor/ttrpc
+
+e2e: build ## Tests of the built programs with real runtimes, plugins and registries
+	$(CARGO) test $(LOCKED) -p e2e
+
+conformance: build ## Specs of the CRI, driven by the kubelet's client library
+	@tests/setup/conformance
+
+bench-memory: build ## The memory of monitors and daemon against their promises
+	@tests/setup/bench memory
+
+bench: build ## Everything measured, beside containerd and conmon
+	@tests/setup/install bench
+	@tests/setup/bench all
+
+clean: ## Remove what was built
+	$(CARGO) clean

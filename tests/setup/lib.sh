@@ -1,0 +1,156 @@
+# Shared by the scripts below tests/: a whole criod below one temporary folder, and its end.
+#
+#   source tests/setup/lib.sh
+#   node_begin NAME           makes $NODE (the folder); it goes with all below it when the script ends
+#   node_registry [IMAGE…]    test images, served on loopback; sets $REGISTRY
+#   node_criod [FLAG…]        starts criod and waits until it is ready; sets $CRIOD_PID, $ENDPOINT
+#   node_end                  called on exit: pods, processes, mounts, cgroups and files go
+#
+# $CRIOD_BIN is the folder with the programs. Call it in a network namespace of your own, so that
+# bridges and rules go with that.
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# The root of a new network namespace with only loopback in it.
+in_own_network() {
+    [ "${CRIOD_OWN_NETWORK:-}" = "$$" ] && {
+        ip link set lo up
+        return
+    }
+    # exec keeps the process id, by which the new image knows where it is.
+    CRIOD_OWN_NETWORK=$$ exec unshare --net -- "$0" "$@"
+}
+
+node_begin() {
+    [ "$(id -u)" = 0 ] || die "must be root"
+    [ -x "${CRIOD_BIN:-}/criod" ] || die "CRIOD_BIN (${CRIOD_BIN:-not set}) holds no criod: run make build"
+    NODE=$(mktemp -d "${TMPDIR:-/tmp}/criod-$1.XXXXXX")
+    NODE_CGROUPS=$(node_cgroups)
+    CRIOD_PID=
+    trap node_end EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    mkdir -p "$NODE/cni" "$NODE/pods"
+    # Any private network: nobody but pods of this network namespace sees it.
+    cat >"$NODE/cni/10-bridge.conflist" <<JSON
+{
+  "cniVersion": "1.0.0",
+  "name": "bridge",
+  "plugins": [
+    {
+      "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+      "ipam": {
+        "type": "host-local",
+        "dataDir": "$NODE/cni-leases",
+        "ranges": [[{ "subnet": "10.85.0.0/16" }]],
+        "routes": [{ "dst": "0.0.0.0/0" }]
+      }
+    },
+    { "type": "portmap", "capabilities": { "portMappings": true } }
+  ]
+}
+JSON
+}
+
+node_registry() {
+    REGISTRY=$("$CRIOD_BIN/test-images" serve --dir "$NODE/registry" --push "$@") ||
+        die "the registry did not start"
+}
+
+node_criod() {
+    ENDPOINT=unix://$NODE/criod.sock
+    export CONTAINER_RUNTIME_ENDPOINT=$ENDPOINT
+    "$CRIOD_BIN/criod" --config "" --config-dir "" \
+        --root "$NODE/lib" --runroot "$NODE/run" --listen "$NODE/criod.sock" \
+        --log-dir "$NODE/pods" --cgroup-manager cgroupfs --default-runtime runc \
+        --cni-config-dir "$NODE/cni" --cni-plugin-dir /usr/lib/cni \
+        --registries-conf "$NODE/registry/registries.conf" --registries-conf-dir "$NODE/registries.d" \
+        "$@" >>"$NODE/criod.log" 2>&1 </dev/null &
+    CRIOD_PID=$!
+    local i
+    for i in $(seq 200); do
+        "$CRIOD_BIN/criod" status --timeout 2s >/dev/null 2>&1 && return
+        kill -0 $CRIOD_PID 2>/dev/null || break
+        sleep 0.05
+    done
+    tail -n 20 "$NODE/criod.log" >&2
+    die "criod does not answer; the end of its log is above"
+}
+
+# Processes of this node with this program (criod, criod-monitor, criod-keeper): their ids.
+node_processes() {
+    local exe pid
+    for exe in /proc/[0-9]*/exe; do
+        [ "$(basename "$(readlink "$exe" 2>/dev/null)" ' (deleted)')" = "$1" ] || continue
+        pid=${exe#/proc/}
+        pid=${pid%/exe}
+        # Its folder stands in its arguments, its working folder, or a file that it has open.
+        if tr '\0' ' ' <"/proc/$pid/cmdline" | grep -qF "$NODE" ||
+            readlink "/proc/$pid/cwd" "/proc/$pid/fd/"* 2>/dev/null | grep -qF "$NODE"; then
+            echo "$pid"
+        fi
+    done 2>/dev/null
+}
+
+# Containers of this node that still run: processes elsewhere whose root file system lies in it.
+node_containers() {
+    local here ns pid
+    here=$(readlink /proc/self/ns/mnt)
+    for ns in /proc/[0-9]*/ns/mnt; do
+        pid=${ns#/proc/}
+        pid=${pid%%/*}
+        [ "$(readlink "$ns" 2>/dev/null)" != "$here" ] || continue
+        grep -qF "$NODE" "/proc/$pid/mountinfo" 2>/dev/null && echo "$pid"
+    done 2>/dev/null
+}
+
+node_mounts() {
+    # Deepest first.
+    awk -v dir="$NODE/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r
+}
+
+# cgroups that a criod can have made, whoever's it is.
+node_cgroups() {
+    find /sys/fs/cgroup -type d \( -name 'criod*' -o -name 'crio-*' -o -name 'kubepods*' \) 2>/dev/null | sort
+}
+
+node_end() {
+    local status=$? pid dir i
+    trap - EXIT INT TERM HUP
+    set +eu
+    if [ $status != 0 ] && [ -s "$NODE/criod.log" ] && [ -n "${NODE_SHOW_LOG:-}" ]; then
+        echo "--- the end of criod's log:" >&2
+        tail -n "${NODE_SHOW_LOG}" "$NODE/criod.log" >&2
+    fi
+    if [ -n "$CRIOD_PID" ] && kill -0 "$CRIOD_PID" 2>/dev/null; then
+        "$CRIOD_BIN/criod" pods -q 2>/dev/null |
+            xargs -r timeout 60 "$CRIOD_BIN/criod" rm -f >/dev/null 2>&1
+        kill "$CRIOD_PID" 2>/dev/null
+        for i in $(seq 50); do
+            kill -0 "$CRIOD_PID" 2>/dev/null || break
+            sleep 0.1
+        done
+        kill -9 "$CRIOD_PID" 2>/dev/null
+        wait "$CRIOD_PID" 2>/dev/null
+    fi
+    [ -f "$NODE/registry/registry.pid" ] && "$CRIOD_BIN/test-images" stop --dir "$NODE/registry"
+    [ -f "$NODE/private/registry.pid" ] && "$CRIOD_BIN/test-images" stop --dir "$NODE/private"
+    # What is left of it after an orderly end: the keeper. After another one: anything.
+    for i in $(seq 50); do
+        pid="$(node_processes criod) $(node_processes criod-keeper) $(node_processes criod-monitor) $(node_processes criod-pause) $(node_containers)"
+        [ -n "${pid// /}" ] || break
+        # shellcheck disable=SC2086
+        kill -9 $pid 2>/dev/null
+        sleep 0.05
+    done
+    node_mounts | while read -r dir; do umount -l "$dir"; done
+    # Deepest first; one that is in use says so by staying.
+    comm -13 <(printf '%s\n' "$NODE_CGROUPS") <(node_cgroups) | sort -r | while read -r dir; do
+        rmdir "$dir" 2>/dev/null
+    done
+    rm -rf --one-file-system "$NODE"
+    exit $status
+}
