@@ -219,7 +219,7 @@ fn what_else_is_mounted_is_left_alone() {
     assert!(matches!(mount.mount(), Err(Error::MountInside { .. })));
     drop(tmpfs);
     let missing = storage::Digest::of(b"no such layer");
-    let error = store.container_mount(&dir, &[missing.clone()], options()).unwrap_err();
+    let error = store.container_mount(&dir, std::slice::from_ref(&missing), options()).unwrap_err();
     assert!(matches!(error, Error::UnknownLayer { chain_id } if chain_id == missing));
 }
 

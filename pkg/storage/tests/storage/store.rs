@@ -128,7 +128,7 @@ fn damaged_records_are_put_aside() {
         let index = store.images().list();
         let listed: Vec<_> = index.iter().map(|image| image.id.clone()).collect();
         // One is unreadable, one misses a layer.
-        assert_eq!(listed, [good.id.clone()]);
+        assert_eq!(listed, std::slice::from_ref(&good.id));
         assert!(!store.has_layer(&chain[2]) && !store.has_layer(&lone.chain_id));
         assert!(store.has_layer(&chain[1]));
         let aside = |folder| {
