@@ -24,6 +24,20 @@ pub fn for_container() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((read, write))
 }
 
+/// A pipe for a container's stdin: as [`for_container`], but it is the write end that does not
+/// block, for programs do not expect that of their stdin.
+pub fn to_container() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    fchmod(read.as_fd(), Mode::from_bits_truncate(0o666))?;
+    set_nonblocking(write.as_fd())?;
+    Ok((read, write))
+}
+
+/// The inode number, which both ends of a pipe share and no other pipe of this boot has.
+pub fn inode(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(nix::sys::stat::fstat(fd)?.st_ino)
+}
+
 /// Sets O_NONBLOCK on the open file description, for everybody who shares it.
 pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -46,5 +60,10 @@ mod tests {
         assert_eq!(w.metadata().unwrap().permissions().mode() & 0o777, 0o666);
         w.write_all(b"hello").unwrap();
         assert_eq!(readable(r.as_fd()).unwrap(), 5);
+        let (other, to) = to_container().unwrap();
+        assert_eq!(inode(r.as_fd()).unwrap(), inode(w.as_fd()).unwrap());
+        assert_ne!(inode(r.as_fd()).unwrap(), inode(other.as_fd()).unwrap());
+        let mut to = std::fs::File::from(to);
+        while to.write(&[0; 4096]).is_ok() {}
     }
 }

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use nix::sys::signal::Signal;
+
 /// Parent, session and start time (clock ticks since boot) of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
@@ -68,6 +70,39 @@ pub fn tree(root: i32) -> Vec<i32> {
     found
 }
 
+/// How often a tree is looked at for processes that it has got in the meantime.
+const KILL_ROUNDS: u32 = 20;
+
+/// Kills `root` and all that it started.
+///
+/// They are stopped first, over and over until no new one is found, so that none can start another
+/// while the others are being killed, or lose the parent that it would be found by.
+pub fn kill_tree(root: i32) {
+    let mut stopped: Vec<i32> = Vec::new();
+    for _ in 0..KILL_ROUNDS {
+        let before = stopped.len();
+        for pid in tree(root) {
+            if !stopped.contains(&pid) {
+                signal(pid, Signal::SIGSTOP);
+                stopped.push(pid);
+            }
+        }
+        if stopped.len() == before {
+            break;
+        }
+    }
+    for pid in stopped.into_iter().rev() {
+        signal(pid, Signal::SIGKILL);
+    }
+}
+
+/// Sends a signal to one process, if it is there. Nothing happens for pids that name groups.
+pub fn signal(pid: i32, signal: Signal) {
+    if pid > 0 {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,25 +117,29 @@ mod tests {
     }
 
     #[test]
-    fn finds_children() {
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", "sleep 100 & sleep 100; :"])
-            .spawn()
-            .unwrap();
+    fn a_tree_is_found_and_killed_while_it_forks() {
+        // One that leaves the session, one that waits, and one that forks without end.
+        let script = "setsid sleep 1000 & sleep 1000 & while :; do sh -c 'sleep 0.01'; done";
+        let mut child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
         let pid = child.id() as i32;
-        let mut tree_of = tree(pid);
+        let mut of = Vec::new();
         for _ in 0..200 {
-            if tree_of.len() == 3 {
+            of = tree(pid);
+            if of.len() >= 4 {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
-            tree_of = tree(pid);
         }
-        for p in &tree_of {
-            let fd = crate::pidfd::open(*p).unwrap();
-            crate::pidfd::send_signal(std::os::fd::AsFd::as_fd(&fd), libc::SIGKILL).unwrap();
-        }
+        kill_tree(pid);
         child.wait().unwrap();
-        assert_eq!(tree_of.len(), 3, "{tree_of:?}");
+        assert!(of.len() >= 4, "{of:?}");
+        let lives = |p: &&i32| stat(**p).is_some_and(|s| s.state != b'Z');
+        for _ in 0..200 {
+            if !of.iter().any(|p| lives(&p)) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{:?} of {of:?} live", of.iter().filter(lives).collect::<Vec<_>>());
     }
 }

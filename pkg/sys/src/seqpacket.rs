@@ -69,6 +69,14 @@ fn new_socket(flags: SockFlag) -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?)
 }
 
+fn set_timeouts(fd: &OwnedFd, timeout: Duration) -> io::Result<()> {
+    let secs = timeout.as_secs().try_into().unwrap_or(i64::MAX);
+    let limit = TimeVal::new(secs, timeout.subsec_micros().into());
+    setsockopt(fd, sockopt::ReceiveTimeout, &limit)?;
+    setsockopt(fd, sockopt::SendTimeout, &limit)?;
+    Ok(())
+}
+
 /// Takes a connection from a listening socket; it does not block.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Conn> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
@@ -81,14 +89,31 @@ impl Conn {
     pub fn connect(path: &Path, timeout: Duration) -> io::Result<Conn> {
         let (short, _dir) = short_path(path)?;
         let fd = new_socket(SockFlag::SOCK_CLOEXEC)?;
-        let limit = TimeVal::new(
-            timeout.as_secs().try_into().unwrap_or(i64::MAX),
-            timeout.subsec_micros().into(),
-        );
-        setsockopt(&fd, sockopt::ReceiveTimeout, &limit)?;
-        setsockopt(&fd, sockopt::SendTimeout, &limit)?;
+        set_timeouts(&fd, timeout)?;
         connect(fd.as_raw_fd(), &UnixAddr::new(&short)?)?;
         Ok(Conn(fd))
+    }
+
+    /// Begins to connect without waiting for anything: sends `fields` as the first message, whose
+    /// answer is to be received when the connection is readable. Calls on it fail with WouldBlock
+    /// until [`Conn::patient`].
+    pub fn greet(path: &Path, fields: &[&str]) -> io::Result<Conn> {
+        let (short, _dir) = short_path(path)?;
+        let fd = new_socket(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+        // EAGAIN where the other end takes no more: sockets of this kind connect at once or not.
+        connect(fd.as_raw_fd(), &UnixAddr::new(&short)?)?;
+        let conn = Conn(fd);
+        conn.send(fields, &[])?;
+        Ok(conn)
+    }
+
+    /// From now on calls wait, at most `timeout`.
+    pub fn patient(&self, timeout: Duration) -> io::Result<()> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        set_timeouts(&self.0, timeout)?;
+        let flags = OFlag::from_bits_retain(fcntl(&self.0, FcntlArg::F_GETFL)?);
+        fcntl(&self.0, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+        Ok(())
     }
 
     /// Sends one message.
@@ -235,6 +260,24 @@ mod tests {
         assert!(client.send(&["a\0b"], &[]).is_err());
         drop(client);
         assert!(server.recv().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_greeting_waits_for_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        assert!(Conn::greet(&path, &["PING"]).is_err());
+        let listener = listen_at(&path).unwrap();
+        let client = Conn::greet(&path, &["PING"]).unwrap();
+        assert_eq!(client.recv().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let server = accept(listener.as_fd()).unwrap();
+        assert_eq!(server.recv().unwrap().unwrap().fields, ["PING"]);
+        server.send(&["OK"], &[]).unwrap();
+        client.patient(Duration::from_secs(5)).unwrap();
+        assert_eq!(client.recv().unwrap().unwrap().fields, ["OK"]);
+        // More than the backlog holds: refused at once.
+        let many: Vec<_> = (0..6000).map(|_| Conn::greet(&path, &["PING"])).collect();
+        assert!(many.iter().any(Result::is_err));
     }
 
     #[test]
