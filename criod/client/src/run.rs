@@ -203,7 +203,7 @@ async fn follow(
         Ok(status) if !status.log_path.is_empty() => status.log_path.into(),
         _ => PathBuf::from(&plan.sandbox.log_directory).join(&plan.container.log_path),
     };
-    let mut pump = Pump::start(&path, Printer::new(console, false, None, None));
+    let mut pump = Pump::start(&path, Printer::new(console, false, None, None), true);
     let mut printing = true;
     let mut stops = Stops {
         client: client.clone(),

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use api_cri::v1::{ContainerState, ContainerStatus, ContainerStatusRequest};
@@ -45,7 +45,7 @@ pub(crate) async fn logs(client: &Client, console: &mut Console, args: LogsArgs)
     }
     let path = PathBuf::from(&status.log_path);
     let printer = Printer::new(console, args.timestamps, args.since, args.tail);
-    let mut pump = Pump::start(&path, printer);
+    let mut pump = Pump::start(&path, printer, args.follow);
     if args.follow {
         let ended = wait_ended(client, &container.id);
         tokio::pin!(ended);
@@ -61,10 +61,8 @@ pub(crate) async fn logs(client: &Client, console: &mut Console, args: LogsArgs)
         return Err(Error::Log { path, source });
     }
     if read.malformed > 0 {
-        console.note(&format!(
-            "{} lines of the log are no records, and were left out",
-            read.malformed
-        ));
+        let left_out = read.malformed;
+        console.note(&format!("lines of the log that are no records, left out: {left_out}"));
     }
     Ok(0)
 }
@@ -218,13 +216,14 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
-    /// Begins to print the log at `path`, which may not exist yet.
-    pub(crate) fn start(path: &Path, mut printer: Printer) -> Pump {
+    /// Begins to print the log at `path`, which may not exist yet: what comes until [`Pump::end`]
+    /// if it is to `follow`, else what is there.
+    pub(crate) fn start(path: &Path, mut printer: Printer, follow: bool) -> Pump {
         let (end, ended) = channel();
         let (to, done) = oneshot::channel();
         let path = path.to_owned();
         let spawned = std::thread::Builder::new().name("log".into()).spawn(move || {
-            let _ = to.send(pump(&path, &mut printer, &ended));
+            let _ = to.send(pump(&path, &mut printer, follow.then_some(&ended)));
         });
         // Without the thread its end of `done` is gone, which says so.
         drop(spawned);
@@ -244,7 +243,7 @@ impl Pump {
     }
 }
 
-fn pump(path: &Path, printer: &mut Printer, ended: &Receiver<()>) -> Result<Read> {
+fn pump(path: &Path, printer: &mut Printer, ended: Option<&Receiver<()>>) -> Result<Read> {
     let mut reader = Reader::new(path);
     // Lines that --since leaves out must not count.
     if let (Some(lines), None) = (printer.tail, printer.since) {
@@ -254,7 +253,7 @@ fn pump(path: &Path, printer: &mut Printer, ended: &Receiver<()>) -> Result<Read
     let mut unwritten = None;
     let failed = |source: io::Error| Error::Log { path: path.into(), source };
     loop {
-        let last = matches!(ended.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected));
+        let last = ended.is_none_or(|e| matches!(e.try_recv(), Err(TryRecvError::Disconnected)));
         let mut sink = |record: &Record<'_>| {
             printer.record(record).map_err(|e| {
                 let kind = e.kind();
@@ -274,8 +273,9 @@ fn pump(path: &Path, printer: &mut Printer, ended: &Receiver<()>) -> Result<Read
             return Ok(Read { found: reader.found(), malformed: reader.malformed() });
         }
         printer.caught_up().map_err(Error::Output)?;
-        if let Ok(()) | Err(RecvTimeoutError::Disconnected) = ended.recv_timeout(LOOK) {
-            continue;
+        if let Some(ended) = ended {
+            // Whether it was told or not is looked at above.
+            let _ = ended.recv_timeout(LOOK);
         }
     }
 }

@@ -100,7 +100,7 @@ mod tests {
         t.row(vec!["x".into(), "y\u{1b}[2J\nz".into(), "end".into()]);
         assert_eq!(
             t.render(),
-            "A       LONG      LAST\nwider   ä\nx       y\u{fffd}[2J; z   end\n"
+            "A       LONG       LAST\nwider   ä\nx       y\u{fffd}[2J; z   end\n"
         );
     }
 

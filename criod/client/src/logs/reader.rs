@@ -34,15 +34,15 @@ const SLACK: u64 = 1024 * 1024;
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
-    current: Option<Open>,
-    previous: Option<Open>,
+    current: Option<OpenLog>,
+    previous: Option<OpenLog>,
     /// Lines of the end that are enough, when the first file is opened.
     tail: Option<usize>,
     malformed: u64,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenLog {
     file: File,
     id: (u64, u64),
     /// Where the first record begins that was not read whole.
@@ -83,7 +83,7 @@ impl Reader {
     pub fn drain(&mut self, sink: &mut dyn FnMut(&Record<'_>) -> io::Result<()>) -> io::Result<()> {
         loop {
             let Some(current) = &mut self.current else {
-                match Open::open(&self.path) {
+                match OpenLog::open(&self.path) {
                     Ok(mut open) => {
                         if let Some(lines) = self.tail.take() {
                             open.consumed = near_end(&open.file, lines)?;
@@ -131,12 +131,12 @@ impl Reader {
     }
 }
 
-impl Open {
-    fn open(path: &Path) -> io::Result<Open> {
+impl OpenLog {
+    fn open(path: &Path) -> io::Result<OpenLog> {
         let file = File::open(path)?;
         let meta = file.metadata()?;
         let id = (meta.dev(), meta.ino());
-        Ok(Open { file, id, consumed: 0, rest: Vec::new(), skipping: false })
+        Ok(OpenLog { file, id, consumed: 0, rest: Vec::new(), skipping: false })
     }
 
     fn read_to_end(
