@@ -23,7 +23,7 @@ INSTALL := install
 	unit e2e conformance bench bench-memory setup clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | \
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | \
 		awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 # --- building

@@ -86,7 +86,7 @@ pub(super) fn add(b: &mut Builder) -> Result<()> {
         &json!({
             "Entrypoint": ["/bin/sh", "/entry.sh"], "Cmd": ["one", "two words"],
             "Env": ["PATH=/bin", "GREETING=hello from the image"],
-            "WorkingDir": "/work/sub", "StopSignal": "SIGUSR1", "Volumes": {"/vol": {}},
+            "WorkingDir": "/srv/sub", "StopSignal": "SIGUSR1", "Volumes": {"/vol": {}},
             "Labels": {"org.opencontainers.image.title": "config"},
         }),
         Form::Oci,
@@ -102,7 +102,7 @@ pub(super) fn add(b: &mut Builder) -> Result<()> {
     }
     b.image(&["test/layers:120"], "120 layers", &many, &shell(), Form::Oci);
 
-    for n in 1..=12 {
+    for n in 1..=16 {
         let layer = b.gzip(&[
             Entry::file("pause", elf::pause()).mode(0o755),
             Entry::file("number", format!("{n}\n")),
@@ -136,7 +136,10 @@ fn layered(b: &mut Builder) -> Result<()> {
     let lower = b.gzip(&[
         Entry::dir("data"),
         Entry::file("data/keep", "kept\n").owner(1000, 1001).mode(0o640).mtime(TIME - 86_400),
-        Entry::hardlink("data/linked", "data/keep"),
+        Entry::hardlink("data/linked", "data/keep")
+            .owner(1000, 1001)
+            .mode(0o640)
+            .mtime(TIME - 86_400),
         Entry::file("data/gone", "gone\n"),
         Entry::file("data/change", "before\n"),
         Entry::dir("data/gone-dir"),
