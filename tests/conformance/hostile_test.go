@@ -188,7 +188,7 @@ func TestPullImageGoesOnAfterACut(t *testing.T) {
 			next.ServeHTTP(w, r)
 		}
 	})
-	name := address + "/test/single-10:1"
+	name := address + "/test/single-14:1"
 	_, err := images.PullImage(ctx, named(name), nil, nil)
 	ok(t, err, "PullImage")
 	ok(t, images.RemoveImage(ctx, named(name)), "RemoveImage")
@@ -242,7 +242,7 @@ func TestPullImageWithABearerToken(t *testing.T) {
 					user, password = r.PostFormValue("username"), r.PostFormValue("password")
 				}
 				scope := r.FormValue("scope")
-				if user != "someone" || password != "secret" || r.FormValue("service") != "odd service" || !strings.Contains(scope, "repository:test/single-10:pull") {
+				if user != "someone" || password != "secret" || r.FormValue("service") != "odd service" || !strings.Contains(scope, "repository:test/single-13:pull") {
 					http.Error(w, "no", 401)
 					return
 				}
@@ -251,7 +251,7 @@ func TestPullImageWithABearerToken(t *testing.T) {
 				return
 			}
 			if r.Header.Get("Authorization") != "Bearer the-token" {
-				w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="odd service",scope="repository:test/single-10:pull"`, r.Host))
+				w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="odd service",scope="repository:test/single-13:pull"`, r.Host))
 				http.Error(w, "who?", 401)
 				return
 			}
@@ -259,7 +259,7 @@ func TestPullImageWithABearerToken(t *testing.T) {
 			next.ServeHTTP(w, r)
 		}
 	})
-	name := address + "/test/single-10:1"
+	name := address + "/test/single-13:1"
 	for _, auth := range []*cri.AuthConfig{nil, {Username: "someone", Password: "wrong"}} {
 		_, err := images.PullImage(ctx, named(name), auth, nil)
 		wantPullError(t, name, err)

@@ -238,6 +238,33 @@ func TestRemovePodSandboxUnknownIsDone(t *testing.T) {
 	ok(t, runtime.RemovePodSandbox(ctx, noSuchID), "RemovePodSandbox")
 }
 
+func TestStopAndRemovePodSandboxConcurrently(t *testing.T) {
+	ctx := spec(t)
+	p := runPod(t, ctx)
+	k := p.run(idle)
+	all(t, "StopPodSandbox", func() error { return runtime.StopPodSandbox(ctx, p.id) })
+	if s := k.status(); s.State != cri.ContainerState_CONTAINER_EXITED {
+		t.Errorf("state %v", s.State)
+	}
+	all(t, "RemovePodSandbox", func() error { return runtime.RemovePodSandbox(ctx, p.id) })
+	_, err := runtime.PodSandboxStatus(ctx, p.id, false)
+	wantCode(t, err, "PodSandboxStatus", codes.NotFound)
+}
+
+// all makes a call eight times at once; each has to succeed.
+func all(t *testing.T, what string, call func() error) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := call(); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
 func TestPodSandboxStatusUnknown(t *testing.T) {
 	ctx := spec(t)
 	for _, id := range []string{noSuchID, "../../etc", "a b", "\x00"} {
