@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -78,41 +79,47 @@ impl Client {
     }
 
     /// Awaits a call that should answer at once. `doing` reads after "cannot".
-    pub(crate) async fn quick<T>(
+    pub(crate) fn quick<'a, T: 'a>(
         &self,
         doing: impl Into<String>,
-        call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T> {
-        within(doing.into(), Some(self.timeout.unwrap_or(QUICK)), call).await
+        call: impl Future<Output = Result<Response<T>, Status>> + Send + 'a,
+    ) -> Call<'a, T> {
+        within(doing.into(), Some(self.timeout.unwrap_or(QUICK)), call)
     }
 
     /// Awaits a call that may rightly take long. `doing` reads after "cannot".
-    pub(crate) async fn long<T>(
+    pub(crate) fn long<'a, T: 'a>(
         &self,
         doing: impl Into<String>,
-        call: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T> {
-        within(doing.into(), self.timeout, call).await
+        call: impl Future<Output = Result<Response<T>, Status>> + Send + 'a,
+    ) -> Call<'a, T> {
+        within(doing.into(), self.timeout, call)
     }
 }
 
+/// A call that is under way. On the heap, for a call is kilobytes, and each future that it is part
+/// of would hold them several times.
+pub(crate) type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
 /// Awaits a call, at most for `limit`. A call that is given up is cancelled at the server, too.
-pub(crate) async fn within<T>(
+pub(crate) fn within<'a, T: 'a>(
     doing: String,
     limit: Option<Duration>,
-    call: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T> {
-    let answer = match limit {
-        None => call.await,
-        Some(after) => match tokio::time::timeout(after, call).await {
-            Ok(answer) => answer,
-            Err(_) => return Err(Error::TimedOut { doing, after }),
-        },
-    };
-    match answer {
-        Ok(response) => Ok(response.into_inner()),
-        Err(status) => Err(Error::call(doing, &status)),
-    }
+    call: impl Future<Output = Result<Response<T>, Status>> + Send + 'a,
+) -> Call<'a, T> {
+    Box::pin(async move {
+        let answer = match limit {
+            None => call.await,
+            Some(after) => match tokio::time::timeout(after, call).await {
+                Ok(answer) => answer,
+                Err(_) => return Err(Error::TimedOut { doing, after }),
+            },
+        };
+        match answer {
+            Ok(response) => Ok(response.into_inner()),
+            Err(status) => Err(Error::call(doing, &status)),
+        }
+    })
 }
 
 async fn open(socket: &Path, limit: Duration) -> Result<UnixStream> {

@@ -108,18 +108,18 @@ async fn dispatch(verb: Verb, endpoint: &str, console: &mut Console) -> Result<u
     let endpoint = link.runtime_endpoint.or(from_environment).unwrap_or_else(|| endpoint.into());
     let client = Client::connect(&endpoint, link.timeout).await?;
     match verb {
-        Verb::Run(a) => run::run(&client, console, a).await,
-        Verb::Pods(a) => list::pods(&client, console, a).await,
-        Verb::Ps(a) => list::containers(&client, console, a).await,
-        Verb::Images(a) => list::images(&client, console, a).await,
-        Verb::Inspect(a) => inspect::inspect(&client, console, a).await,
-        Verb::Logs(a) => show::logs(&client, console, a).await,
-        Verb::Exec(a) => exec::exec(&client, console, a).await,
-        Verb::Pull(a) => pull::pull(&client, console, a).await,
-        Verb::Stop(a) => lifecycle::stop(&client, console, a).await,
-        Verb::Rm(a) => lifecycle::remove(&client, console, a).await,
-        Verb::Rmi(a) => lifecycle::remove_images(&client, console, a).await,
-        Verb::Status(a) => status::status(&client, console, a).await,
-        Verb::Stats(a) => status::stats(&client, console, a).await,
+        Verb::Run(a) => Box::pin(run::run(&client, console, a)).await,
+        Verb::Pods(a) => Box::pin(list::pods(&client, console, a)).await,
+        Verb::Ps(a) => Box::pin(list::containers(&client, console, a)).await,
+        Verb::Images(a) => Box::pin(list::images(&client, console, a)).await,
+        Verb::Inspect(a) => Box::pin(inspect::inspect(&client, console, a)).await,
+        Verb::Logs(a) => Box::pin(show::logs(&client, console, a)).await,
+        Verb::Exec(a) => Box::pin(exec::exec(&client, console, a)).await,
+        Verb::Pull(a) => Box::pin(pull::pull(&client, console, a)).await,
+        Verb::Stop(a) => Box::pin(lifecycle::stop(&client, console, a)).await,
+        Verb::Rm(a) => Box::pin(lifecycle::remove(&client, console, a)).await,
+        Verb::Rmi(a) => Box::pin(lifecycle::remove_images(&client, console, a)).await,
+        Verb::Status(a) => Box::pin(status::status(&client, console, a)).await,
+        Verb::Stats(a) => Box::pin(status::stats(&client, console, a)).await,
     }
 }

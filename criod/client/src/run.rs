@@ -11,6 +11,7 @@
 //! gives 125. A Ctrl-C before that ends with 130.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -94,7 +95,8 @@ pub(crate) async fn run(client: &Client, console: &mut Console, args: Box<RunArg
         .map_err(|source| Error::LogDirectory { path: logs.clone(), source })?;
 
     let mut made = Made::default();
-    let outcome = match start(client, &args.runtime, &plan, &mut made, &mut interrupts).await {
+    let mut steps = Steps { console, interrupts: &mut interrupts, interrupted: false };
+    let outcome = match start(client, &args.runtime, &plan, &mut made, &mut steps).await {
         Ok(false) => Ok(INTERRUPTED),
         Ok(true) if args.detach => {
             print_ids(console, &args, &made)?;
@@ -104,9 +106,15 @@ pub(crate) async fn run(client: &Client, console: &mut Console, args: Box<RunArg
         Err(e) => Err(e),
     };
     if !args.keep {
-        let removed = clean_up(client, &plan, &made).await;
-        if let (Err(e), true) = (removed, outcome.is_ok()) {
-            console.complain(&e.line());
+        tokio::select! {
+            removed = clean_up(client, &plan, &made) => {
+                if let Err(e) = removed {
+                    console.complain(&e.line());
+                }
+            }
+            Some(()) = interrupts.recv() => {
+                console.complain("interrupted while the pod was removed: it may still be there");
+            }
         }
     }
     outcome
@@ -155,25 +163,49 @@ async fn image(
     fetch(client, console, spec, None, Some(sandbox.clone())).await
 }
 
-/// Makes pod and container and starts it. `false` if it was interrupted before the start.
+/// The calls that make something. They are awaited even when interrupted, for what they made would
+/// stay; a second Ctrl-C gives up nevertheless.
+struct Steps<'a> {
+    console: &'a Console,
+    interrupts: &'a mut Interrupts,
+    interrupted: bool,
+}
+
+impl Steps<'_> {
+    /// Awaits one. `None` if it was given up.
+    async fn step<T>(&mut self, call: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+        tokio::pin!(call);
+        loop {
+            tokio::select! {
+                answer = &mut call => return answer.map(Some),
+                Some(()) = self.interrupts.recv() => {
+                    if self.interrupted {
+                        self.console.complain("given up: what was being made may still be there");
+                        return Ok(None);
+                    }
+                    self.interrupted = true;
+                    self.console.note("ends after this step; Ctrl-C again gives up");
+                }
+            }
+        }
+    }
+}
+
+/// Makes pod and container and starts it. `false` if it was interrupted.
 async fn start(
     client: &Client,
     handler: &str,
     plan: &Plan,
     made: &mut Made,
-    interrupts: &mut Interrupts,
+    steps: &mut Steps<'_>,
 ) -> Result<bool> {
     let mut runtime = client.runtime();
-    // Calls that make something are not given up: what they made would stay.
-    let interrupted = |interrupts: &mut Interrupts| interrupts.try_recv().is_ok();
-    if interrupted(interrupts) {
-        return Ok(false);
-    }
     let config = Some(plan.sandbox.clone());
     let request = RunPodSandboxRequest { config, runtime_handler: handler.into() };
-    let answer = client.long("start the pod", runtime.run_pod_sandbox(request)).await?;
+    let call = client.long("start the pod", runtime.run_pod_sandbox(request));
+    let Some(answer) = steps.step(call).await? else { return Ok(false) };
     let pod = made.pod.insert(answer.pod_sandbox_id).clone();
-    if interrupted(interrupts) {
+    if steps.interrupted {
         return Ok(false);
     }
     let request = CreateContainerRequest {
@@ -181,14 +213,15 @@ async fn start(
         config: Some(plan.container.clone()),
         sandbox_config: Some(plan.sandbox.clone()),
     };
-    let answer = client.long("make the container", runtime.create_container(request)).await?;
+    let call = client.long("make the container", runtime.create_container(request));
+    let Some(answer) = steps.step(call).await? else { return Ok(false) };
     made.container = answer.container_id;
-    if interrupted(interrupts) {
+    if steps.interrupted {
         return Ok(false);
     }
     let request = StartContainerRequest { container_id: made.container.clone() };
-    client.long("start the container", runtime.start_container(request)).await?;
-    Ok(true)
+    let call = client.long("start the container", runtime.start_container(request));
+    Ok(steps.step(call).await?.is_some() && !steps.interrupted)
 }
 
 /// Prints the container's output until it has ended, and gives its exit code.

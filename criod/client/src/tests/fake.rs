@@ -52,7 +52,7 @@ pub(super) struct State {
     pub(super) stubborn: bool,
     /// Calls that fail, by name.
     pub(super) failing: BTreeMap<&'static str, Status>,
-    /// Calls that never answer.
+    /// Calls that do not answer as long as they are here.
     pub(super) hanging: Vec<&'static str>,
     /// The answers of `GET /v1/pulls`, the last of them again and again; 404 if there is none.
     pub(super) progress: Vec<String>,
@@ -220,15 +220,19 @@ impl Fake {
     }
 
     async fn enter(&self, call: &'static str, note: Option<String>) -> Result<(), Status> {
-        let hangs = {
-            let mut state = self.state();
-            state.calls.extend(note);
-            if let Some(status) = state.failing.get(call) {
-                return Err(status.clone());
+        self.state().calls.extend(note);
+        loop {
+            {
+                let state = self.state();
+                if let Some(status) = state.failing.get(call) {
+                    return Err(status.clone());
+                }
+                if !state.hanging.contains(&call) {
+                    return Ok(());
+                }
             }
-            state.hanging.contains(&call)
-        };
-        if hangs { std::future::pending().await } else { Ok(()) }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     fn status_of(&self, id: &str) -> Result<ContainerStatus, Status> {

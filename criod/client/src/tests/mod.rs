@@ -92,9 +92,11 @@ async fn criod(fake: &Fake, args: &[&str]) -> (u8, String, String) {
     (code, seen.out.text(), seen.err.text())
 }
 
-/// Waits until something is so.
+/// Waits until something is so; for a minute, lest a test hang.
 async fn until(mut so: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
     while !so() {
+        assert!(start.elapsed().as_secs() < 60, "it never came about");
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
 }

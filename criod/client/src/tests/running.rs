@@ -216,7 +216,7 @@ async fn what_fails_leaves_nothing() {
     }
 }
 
-/// Runs `web` until it is seen to write, then does `then`, until the command ends.
+/// Runs `web` until it is seen to write, interrupts it so often, and awaits its end.
 async fn interrupted(fake: &Fake, interrupts: usize) -> u8 {
     let mut seen = Seen::new(fake);
     let (out, interrupt) = (seen.out.clone(), seen.interrupt.clone());
@@ -280,6 +280,63 @@ async fn interrupted_before_the_start() {
     seen.interrupt.try_send(()).unwrap();
     assert_eq!(seen.run(&fake, &["run", "web"]).await, 130);
     assert_eq!(fake.calls(), "");
+}
+
+/// Interrupts a run twice while `call` hangs, once it has been made.
+async fn interrupted_in(fake: &Fake, call: &'static str, note: &str) -> (u8, String) {
+    fake.state().hanging.push(call);
+    let mut seen = Seen::new(fake);
+    let (err, interrupt) = (seen.err.clone(), seen.interrupt.clone());
+    let running = {
+        let fake = fake.clone();
+        tokio::spawn(async move { seen.run(&fake, &["run", "web"]).await })
+    };
+    until(|| fake.calls().ends_with(note)).await;
+    interrupt.send(()).await.unwrap();
+    interrupt.send(()).await.unwrap();
+    (running.await.unwrap(), err.text())
+}
+
+#[tokio::test]
+async fn interrupted_twice_in_a_step_gives_it_up() {
+    let fake = fake();
+    let _server = fake.serve();
+    let (code, err) = interrupted_in(&fake, "run_pod_sandbox", "run pod").await;
+    assert_eq!((code, fake.calls().as_str()), (130, "run pod"));
+    assert!(err.ends_with("error: given up: what was being made may still be there\n"), "{err}");
+
+    fake.state().hanging.clear();
+    let (code, _) = interrupted_in(&fake, "create_container", "create container").await;
+    assert_eq!(code, 130);
+    assert!(fake.calls().ends_with(&format!("create container; {GONE}")), "{}", fake.calls());
+}
+
+#[tokio::test]
+async fn interrupted_in_a_step_ends_after_it() {
+    let fake = fake();
+    let _server = fake.serve();
+    fake.state().hanging.push("run_pod_sandbox");
+    let mut seen = Seen::new(&fake);
+    let (err, interrupt) = (seen.err.clone(), seen.interrupt.clone());
+    let running = {
+        let fake = fake.clone();
+        tokio::spawn(async move { seen.run(&fake, &["run", "web"]).await })
+    };
+    until(|| fake.calls() == "run pod").await;
+    interrupt.send(()).await.unwrap();
+    until(|| err.text().contains("ends after this step")).await;
+    fake.state().hanging.clear();
+    assert_eq!(running.await.unwrap(), 130);
+    assert_eq!(fake.calls(), format!("run pod; {GONE}"));
+}
+
+#[tokio::test]
+async fn interrupted_while_it_is_removed() {
+    let fake = fake();
+    let _server = fake.serve();
+    let (code, err) = interrupted_in(&fake, "stop_pod_sandbox", "stop pod pod0000000000000").await;
+    assert_eq!(code, 3);
+    assert!(err.contains("interrupted while the pod was removed"), "{err}");
 }
 
 #[tokio::test]
