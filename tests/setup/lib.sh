@@ -65,7 +65,7 @@ node_criod() {
     export CONTAINER_RUNTIME_ENDPOINT=$ENDPOINT
     "$CRIOD_BIN/criod" --config "" --config-dir "" \
         --root "$NODE/lib" --runroot "$NODE/run" --listen "$NODE/criod.sock" \
-        --log-dir "$NODE/pods" --cgroup-manager cgroupfs --default-runtime runc \
+        --log-dir "$NODE/pods" --cgroup-manager cgroupfs --default-runtime "${NODE_RUNTIME:-runc}" \
         --cni-config-dir "$NODE/cni" --cni-plugin-dir /usr/lib/cni \
         --registries-conf "$NODE/registry/registries.conf" --registries-conf-dir "$NODE/registries.d" \
         "$@" >>"$NODE/criod.log" 2>&1 </dev/null &
