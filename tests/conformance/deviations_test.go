@@ -21,6 +21,9 @@ var deviations = map[string]map[string]string{
 		"TestStopContainerCanBeRepeated":                 "answers NotFound once the container is removed",
 		"TestRemovePodSandboxRemovesAllAndCanBeRepeated": "answers NotFound to a stop once the pod is removed",
 
+		"TestStopAndRemovePodSandboxConcurrently": "NotFound to those that come second",
+
+		"TestContainerStatusTellsTheUser":                             "the field is younger",
 		"TestRunPodSandboxBadRequests/no_name":                        "accepted",
 		"TestRunPodSandboxBadRequests/no_uid":                         "accepted",
 		"TestRunPodSandboxBadRequests/no_namespace":                   "accepted",

@@ -84,6 +84,16 @@ func runAll(m *testing.M) (int, error) {
 	rawImages = cri.NewImageServiceClient(conn)
 
 	code := m.Run()
+	// Each test removes what it made: see whether that is so.
+	pods, err := runtime.ListPodSandbox(ctx, nil)
+	if err != nil {
+		return 2, err
+	}
+	for _, p := range pods {
+		if p.GetMetadata().GetNamespace() == "conformance" {
+			return 1, fmt.Errorf("left behind: %v", p)
+		}
+	}
 	for name := range pulled {
 		if err := images.RemoveImage(ctx, &cri.ImageSpec{Image: name}); err != nil {
 			return 1, fmt.Errorf("removing image %s: %w", name, err)
