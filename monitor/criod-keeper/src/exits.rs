@@ -52,6 +52,13 @@ impl Exits {
         self.by_pid.insert(pid, exit);
     }
 
+    /// Forgets how a process of this pid ended, unless it was of the container `id`.
+    pub(crate) fn forget_pid(&mut self, pid: i32, id: &str) {
+        if self.by_pid.get(&pid).is_some_and(|e| e.id != id) {
+            self.by_pid.remove(&pid);
+        }
+    }
+
     /// Forgets those of a container that is no more.
     pub(crate) fn forget(&mut self, id: &str) {
         let before = self.by_pid.len();
@@ -108,6 +115,12 @@ mod tests {
         drop(exits);
         let exits = Exits::open(&path).unwrap();
         assert_eq!((exits.get(10), exits.get(11)), (None, Some(&exit("b"))));
+        // A process of another container has had the same pid.
+        let mut exits = Exits::open(&path).unwrap();
+        exits.forget_pid(11, "b");
+        assert!(exits.get(11).is_some());
+        exits.forget_pid(11, "c");
+        assert_eq!(exits.get(11), None);
         let text = std::fs::read_to_string(&path).unwrap();
         let (_, rest) = text.split_once('\n').unwrap();
         std::fs::write(&path, format!("another-boot\n{rest}torn line")).unwrap();

@@ -14,7 +14,7 @@
 //! | `DROP id [name]`               |                | `OK`; all of `id`, or one                   |
 //! | `GET id`                       |                | `OK name…` + a descriptor for each          |
 //! | `WATCH id pid`                 |                | `OK`; its exit status will be remembered    |
-//! | `REAP pid`                     |                | `OK running`, `OK status time`, `OK unknown`|
+//! | `REAP [id] pid`                |                | `OK running`, `OK status time`, `OK unknown`|
 //! | `LIST after`                   |                | `OK id…`: the next ids that hold spares     |
 //!
 //! A wrong message is answered with `ERR text`. `status` is a wait status, `time` is in nanoseconds

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -58,12 +59,14 @@ pub(crate) struct Keeper {
     epoll: Epoll,
     listener: OwnedFd,
     signals: SignalFd,
-    conns: HashMap<u64, Conn>,
+    conns: BTreeMap<u64, Conn>,
     next_conn: u64,
     spares: BTreeMap<String, BTreeMap<String, OwnedFd>>,
     /// Processes whose end is to be remembered, and whose they are.
     watched: HashMap<i32, String>,
     exits: Exits,
+    /// The limit of open files that our children are to go back to.
+    soft_files: Option<u64>,
 }
 
 type Answer = Result<(Vec<String>, Vec<OwnedFd>), String>;
@@ -82,6 +85,7 @@ impl Keeper {
                 eprintln!("criod-keeper: {}: {e}", dir.display());
             }
         }
+        let soft_files = raise_files();
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             mask.add(signal);
@@ -97,11 +101,12 @@ impl Keeper {
             epoll,
             listener,
             signals,
-            conns: HashMap::new(),
+            conns: BTreeMap::new(),
             next_conn: FIRST_CONN,
             spares: BTreeMap::new(),
             watched: HashMap::new(),
             exits,
+            soft_files,
         })
     }
 
@@ -128,7 +133,17 @@ impl Keeper {
     }
 
     fn accept(&mut self) {
-        while let Ok(conn) = seqpacket::accept(self.listener.as_fd()) {
+        loop {
+            let conn = match seqpacket::accept(self.listener.as_fd()) {
+                Ok(conn) => conn,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                // Out of descriptors: the latest goes, for monitors are not those who come in
+                // crowds.
+                Err(_) => match self.conns.pop_last() {
+                    Some(_) => continue,
+                    None => return,
+                },
+            };
             let key = self.next_conn;
             self.next_conn += 1;
             if self.epoll.add(&conn, EpollEvent::new(EpollFlags::EPOLLIN, key)).is_ok() {
@@ -226,13 +241,18 @@ impl Keeper {
             ["GET", id] => self.get(id),
             ["WATCH", id, pid] => {
                 let pid = pid.parse().map_err(|_| format!("{pid:?} is no pid"))?;
-                self.watched.insert(pid, id.to_owned());
+                // Another container's process of the same pid is long gone.
+                self.exits.forget_pid(pid, id);
+                if self.exits.get(pid).is_none() {
+                    self.watched.insert(pid, id.to_owned());
+                }
                 ok()
             }
-            ["REAP", pid] => {
+            ["REAP", pid] | ["REAP", _, pid] => {
                 let pid: i32 = pid.parse().map_err(|_| format!("{pid:?} is no pid"))?;
                 self.reap();
-                Ok((self.end_of(pid), Vec::new()))
+                let of = (fields.len() == 3).then(|| fields[1]);
+                Ok((self.end_of(pid, of), Vec::new()))
             }
             ["LIST", after] => {
                 let from = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
@@ -243,8 +263,10 @@ impl Keeper {
         }
     }
 
-    fn end_of(&self, pid: i32) -> Vec<String> {
-        if let Some(exit) = self.exits.get(pid) {
+    fn end_of(&self, pid: i32, of: Option<&str>) -> Vec<String> {
+        if let Some(exit) = self.exits.get(pid)
+            && of.is_none_or(|id| id == exit.id)
+        {
             return vec![exit.status.to_string(), exit.time.to_string()];
         }
         // Ours and alive: waitid finds it. Anyone else's is no concern of ours.
@@ -274,6 +296,7 @@ impl Keeper {
             .stderr(stdio())
             .stdout(Stdio::null())
             .current_dir("/")
+            .envs(self.soft_files.map(|n| (sys::SOFT_FILES, n.to_string())))
             .spawn()
             .map_err(|e| format!("{id}: {program}: {e}"))?;
         let pid = i32::try_from(child.id()).map_err(|e| e.to_string())?;
@@ -281,6 +304,13 @@ impl Keeper {
         let pidfd = sys::pidfd::open(pid).map_err(|e| format!("{id}: pidfd of {pid}: {e}"))?;
         Ok((vec![pid.to_string()], vec![pidfd]))
     }
+}
+
+/// Raises the limit of open files as far as it may be: there are a handful for each container.
+/// Returns what it was, where it was lower.
+fn raise_files() -> Option<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok()).then_some(soft)
 }
 
 fn libc_signal(signal: Signal) -> u32 {

@@ -9,6 +9,10 @@
 //! Output is spliced into files, so that it costs the monitor no memory; beyond the limit it is
 //! read and dropped, so that the command is not held up. The files are the caller's; they are
 //! removed here only when nobody waits for the answer any more.
+//!
+//! While a command runs there is a file `exec-N.run` with its pid and start time. Commands whose
+//! monitor died have lost those who waited for them: a successor kills them and removes the files.
+//! N begins with the monitor's pid, so that it meets no file of a predecessor's answer.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -19,7 +23,7 @@ use std::path::PathBuf;
 use api_monitor::monitor::{ExecSyncRequest, ExecSyncResponse, Phase};
 use nix::errno::Errno;
 
-use crate::life::{Job, kill};
+use crate::life::Job;
 use crate::monitor::Monitor;
 use crate::output::drain_into;
 use crate::poller::{Poller, Token};
@@ -29,13 +33,15 @@ use crate::runtime::{self, Stdio3};
 /// Stdout and stderr together, where the caller says nothing: below the 16 MiB that gRPC clients
 /// take in one message.
 const MAX_OUTPUT: u64 = 15 << 20;
-/// Rounds of killing a tree that goes on forking.
-const KILL_ROUNDS: u32 = 20;
+/// Commands at a time; each takes a handful of descriptors.
+const MAX_RUNNING: usize = 64;
 
 #[derive(Default)]
 pub(crate) struct Execs {
     running: BTreeMap<u32, Exec>,
     next: u32,
+    /// Where output beyond the limit goes.
+    null: Option<File>,
 }
 
 impl Execs {
@@ -72,7 +78,7 @@ impl Half {
     }
 
     /// Takes what is there, and no more than was there at the start.
-    fn pump(&mut self, room: &mut u64, truncated: &mut bool, null: &File) {
+    fn pump(&mut self, room: &mut u64, truncated: &mut bool, null: &mut Option<File>) {
         let Some(pipe) = &self.pipe else { return };
         let mut left = sys::pipe::readable(pipe.as_fd()).unwrap_or(0);
         loop {
@@ -81,6 +87,11 @@ impl Half {
             let moved = if keep > 0 {
                 drain_into(pipe.as_fd(), self.file.as_fd(), Some(&mut self.offset), keep)
             } else {
+                let opened = || OpenOptions::new().write(true).open("/dev/null").ok();
+                if null.is_none() {
+                    *null = opened();
+                }
+                let Some(null) = null.as_ref() else { return };
                 drain_into(pipe.as_fd(), null.as_fd(), None, want)
             };
             match moved {
@@ -108,17 +119,12 @@ impl Half {
             }
         }
     }
-
-    fn remove(&self) {
-        let _ = fs::remove_file(&self.path);
-    }
 }
 
 impl Exec {
-    fn pump(&mut self) {
-        let Ok(null) = OpenOptions::new().write(true).open("/dev/null") else { return };
-        self.out.pump(&mut self.room, &mut self.truncated, &null);
-        self.err.pump(&mut self.room, &mut self.truncated, &null);
+    fn pump(&mut self, null: &mut Option<File>) {
+        self.out.pump(&mut self.room, &mut self.truncated, null);
+        self.err.pump(&mut self.room, &mut self.truncated, null);
     }
 
     fn forget(&mut self, poller: &Poller) {
@@ -133,24 +139,40 @@ impl Exec {
 impl Monitor {
     /// Begins a command; the answer comes when it has ended.
     pub(crate) fn exec(&mut self, waiter: Waiter, asked: ExecSyncRequest) -> Result<(), Refusal> {
-        if self.phase() != Phase::PHASE_RUNNING || self.state.now.exit.is_some() {
+        // From the first SIGKILL on nothing new may begin.
+        let killing = !self.timers.patience.is_zero();
+        if self.phase() != Phase::PHASE_RUNNING || self.state.now.exit.is_some() || killing {
             let text = format!("container {} is not running", self.config.id);
             return Err(Refusal::new(Code::FailedPrecondition, text));
         }
+        if self.execs.running.len() >= MAX_RUNNING {
+            let text =
+                format!("{MAX_RUNNING} commands run in container {} already", self.config.id);
+            return Err(Refusal::new(Code::ResourceExhausted, text));
+        }
         let n = self.execs.next;
         self.execs.next = n.wrapping_add(1);
-        self.begin_exec(n, waiter, &asked)
-            .map_err(|e| Refusal::new(Code::Internal, format!("exec: {e}")))
+        self.begin_exec(n, waiter, &asked).map_err(|e| {
+            self.remove_exec_files(n, &["process", "pid", "log", "run", "stdout", "stderr"]);
+            Refusal::new(Code::Internal, format!("exec: {e}"))
+        })
     }
 
-    fn exec_file(&self, n: u32, kind: &str) -> PathBuf {
-        self.dir.join(format!("exec-{n}.{kind}"))
+    pub(crate) fn exec_file(&self, n: u32, kind: &str) -> PathBuf {
+        self.dir.join(format!("exec-{}-{n}.{kind}", self.state.now.monitor_pid))
+    }
+
+    fn remove_exec_files(&self, n: u32, kinds: &[&str]) {
+        for kind in kinds {
+            let _ = fs::remove_file(self.exec_file(n, kind));
+        }
     }
 
     fn begin_exec(&mut self, n: u32, waiter: Waiter, asked: &ExecSyncRequest) -> io::Result<()> {
         let process = self.exec_file(n, "process");
         let pid_file = self.exec_file(n, "pid");
         fs::write(&process, &asked.process)?;
+        fs::write(self.exec_file(n, "run"), "")?;
         let _ = fs::remove_file(&pid_file);
         let (out, out_end) = sys::pipe::for_container()?;
         let (err, err_end) = sys::pipe::for_container()?;
@@ -189,9 +211,13 @@ impl Monitor {
         } else {
             Err(runtime::failure(&self.config, "exec", status, &log))
         };
-        for kind in ["process", "pid", "log"] {
-            let _ = fs::remove_file(self.exec_file(n, kind));
+        if let Ok(pid) = pid
+            && let Some(stat) = sys::proc::stat(pid)
+            && self.execs.running.contains_key(&n)
+        {
+            let _ = fs::write(self.exec_file(n, "run"), format!("{pid} {}", stat.start_time));
         }
+        self.remove_exec_files(n, &["process", "pid", "log"]);
         let stray = pid.as_ref().ok().and_then(|pid| {
             let at = self.strays.iter().position(|(p, _)| p == pid)?;
             Some(self.strays.swap_remove(at).1)
@@ -199,7 +225,7 @@ impl Monitor {
         let Some(exec) = self.execs.running.get_mut(&n) else {
             // It timed out while the runtime was at work.
             if let Ok(pid) = pid {
-                kill_tree(pid);
+                sys::proc::kill_tree(pid);
             }
             return;
         };
@@ -215,9 +241,8 @@ impl Monitor {
                 let waiter = exec.waiter;
                 if let Some(mut exec) = self.execs.running.remove(&n) {
                     exec.forget(&self.poller);
-                    exec.out.remove();
-                    exec.err.remove();
                 }
+                self.remove_exec_files(n, &["run", "stdout", "stderr"]);
                 self.answer(waiter, Err(Refusal::new(Code::Unknown, text)));
             }
         }
@@ -236,7 +261,7 @@ impl Monitor {
 
     pub(crate) fn pump_exec(&mut self, n: u32) {
         if let Some(exec) = self.execs.running.get_mut(&n) {
-            exec.pump();
+            exec.pump(&mut self.execs.null);
         }
     }
 
@@ -245,25 +270,71 @@ impl Monitor {
         let late: Vec<u32> =
             self.execs.running.iter().filter(|(_, e)| late(e)).map(|(n, _)| *n).collect();
         for n in late {
-            let pid = self.execs.running.get(&n).map_or(0, |e| e.pid);
-            if pid > 0 {
-                kill_tree(pid);
-            } else if let Some((pid, _)) = self.jobs.iter().find(|(_, j)| *j == Job::Exec(n)) {
-                kill_tree(*pid);
-            }
+            self.kill_exec(n);
             self.finish_exec(n, true);
+        }
+    }
+
+    /// Kills a command, or the runtime that is about to start it.
+    fn kill_exec(&self, n: u32) {
+        let pid = self.execs.running.get(&n).map_or(0, |e| e.pid);
+        if pid > 0 {
+            sys::proc::kill_tree(pid);
+        } else if let Some(running) = self.jobs.iter().find(|r| r.job == Job::Exec(n)) {
+            sys::proc::kill_tree(running.pid);
+        }
+    }
+
+    /// The container is being deleted: no command outlives it.
+    pub(crate) fn kill_execs(&mut self) {
+        let all: Vec<u32> = self.execs.running.keys().copied().collect();
+        for n in all {
+            self.kill_exec(n);
+            self.finish_exec(n, false);
+        }
+    }
+
+    /// Ends the commands that a predecessor left behind, and removes their files.
+    pub(crate) fn end_orphaned_execs(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(stem) = name.strip_suffix(".run").filter(|s| s.starts_with("exec-")) else {
+                continue;
+            };
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let known = text.split_once(' ').and_then(|(pid, start)| {
+                Some((pid.parse::<i32>().ok()?, start.parse::<u64>().ok()?))
+            });
+            if let Some((pid, start)) = known
+                && sys::proc::stat(pid).is_some_and(|s| s.start_time == start)
+            {
+                sys::proc::kill_tree(pid);
+            }
+            // The runtime may still be at work, or the pid not yet noted.
+            let pid_file = self.dir.join(format!("{stem}.pid"));
+            let runtimes = sys::proc::with_argument(&pid_file.to_string_lossy());
+            runtimes.into_iter().for_each(sys::proc::kill_tree);
+            if let (None, Ok(pid)) = (known, runtime::pid_from(&pid_file)) {
+                sys::proc::kill_tree(pid);
+            }
+            for kind in ["process", "pid", "log", "stdout", "stderr", "run"] {
+                let _ = fs::remove_file(self.dir.join(format!("{stem}.{kind}")));
+            }
         }
     }
 
     fn finish_exec(&mut self, n: u32, timed_out: bool) {
         let Some(mut exec) = self.execs.running.remove(&n) else { return };
-        exec.pump();
+        exec.pump(&mut self.execs.null);
         exec.forget(&self.poller);
+        if self.execs.running.is_empty() {
+            self.execs.null = None;
+        }
         if !self.rpc.waits(exec.waiter) {
-            exec.out.remove();
-            exec.err.remove();
+            self.remove_exec_files(n, &["run", "stdout", "stderr"]);
             return;
         }
+        self.remove_exec_files(n, &["run"]);
         let exit_code = match exec.status {
             Some(status) if status & 0x7f == 0 => status >> 8 & 0xff,
             Some(status) => 128 + (status & 0x7f),
@@ -278,17 +349,5 @@ impl Monitor {
             ..ExecSyncResponse::new()
         };
         self.answer(exec.waiter, Ok(&answer));
-    }
-}
-
-/// Kills a process and all that it started, until nothing of it is left.
-fn kill_tree(root: i32) {
-    for _ in 0..KILL_ROUNDS {
-        let tree = sys::proc::tree(root);
-        if tree.is_empty() {
-            return;
-        }
-        // Below first, so that nobody is there to start another.
-        tree.iter().for_each(|pid| kill(*pid));
     }
 }

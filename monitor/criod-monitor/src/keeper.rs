@@ -1,21 +1,28 @@
 //! The keeper's client: hands it spare descriptors, and asks it for them after a takeover.
 //!
-//! Each call waits for its answer, at most [`PATIENCE`]. A keeper that does not answer is as good
-//! as dead: the connection is dropped and made again later, and then all spares are handed over
-//! anew ([`Keeper::reconnect`]).
+//! ```text
+//!   None ──greet──▶ Greeted ──its PING is answered──▶ Up
+//!     ▲                │ hangs up                      │ hangs up, or silent for PATIENCE
+//!     └────────────────┴───────────────────────────────┘
+//! ```
+//! Calls wait for their answer, at most [`PATIENCE`]; but only a keeper that has just answered is
+//! called at all. One that is stopped or stuck costs one such wait, then nothing until it answers
+//! the greeting that stands in its queue. A new connection gets all spares anew.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sys::seqpacket::Conn;
+use sys::seqpacket::{Conn, Message};
 
 use crate::poller::{Poller, Token};
 
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Between attempts to reach a keeper that is not there.
-pub(crate) const RETRY: Duration = Duration::from_millis(200);
+/// The longest wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between attempts to reach a keeper that is not there: first, then ever longer up to the second.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_LAST: Duration = Duration::from_secs(1);
 
 /// What the keeper knows of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,51 +35,85 @@ pub(crate) enum End {
     Unknown,
 }
 
+enum Link {
+    None,
+    Greeted(Conn),
+    Up(Conn),
+}
+
 pub(crate) struct Keeper {
     path: PathBuf,
     id: String,
-    conn: Option<Conn>,
+    link: Link,
+    retry: Duration,
 }
 
 impl Keeper {
     pub(crate) fn new(path: PathBuf, id: String) -> Keeper {
-        Keeper { path, id, conn: None }
+        Keeper { path, id, link: Link::None, retry: RETRY_FIRST }
     }
 
-    pub(crate) fn connected(&self) -> bool {
-        self.conn.is_some()
+    /// How long until [`Keeper::greet`] should be called; `None`: it is under way or done.
+    pub(crate) fn retry(&mut self) -> Option<Duration> {
+        let after = self.retry;
+        matches!(self.link, Link::None).then(|| {
+            self.retry = (after * 2).min(RETRY_LAST);
+            after
+        })
     }
 
-    /// Connects, where there is no connection. True: there is a new one.
-    pub(crate) fn reconnect(&mut self, poller: &Poller) -> bool {
-        if self.conn.is_some() {
+    /// Connects and waits for the answer. True: there is a new connection.
+    pub(crate) fn connect(&mut self, poller: &Poller) -> bool {
+        if !matches!(self.link, Link::None) {
             return false;
         }
         let Ok(conn) = Conn::connect(&self.path, PATIENCE) else { return false };
-        if poller.add(&conn, Token::Keeper).is_err() {
+        if conn.call(&["PING"], &[]).is_err() || poller.add(&conn, Token::Keeper).is_err() {
             return false;
         }
-        self.conn = Some(conn);
+        self.up(conn);
         true
     }
 
-    /// The keeper hung up, or is silent.
-    pub(crate) fn disconnect(&mut self) {
-        self.conn = None;
+    /// Begins to connect; waits for nothing.
+    pub(crate) fn greet(&mut self, poller: &Poller) {
+        if let Link::None = self.link
+            && let Ok(conn) = Conn::greet(&self.path, &["PING"])
+            && poller.add(&conn, Token::Keeper).is_ok()
+        {
+            self.link = Link::Greeted(conn);
+        }
     }
 
-    fn call(
-        &mut self,
-        fields: &[&str],
-        fds: &[BorrowedFd<'_>],
-    ) -> io::Result<sys::seqpacket::Message> {
-        let conn = self.conn.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+    /// The connection is readable. True: the greeting has been answered; all spares are wanted.
+    pub(crate) fn readable(&mut self) -> bool {
+        match std::mem::replace(&mut self.link, Link::None) {
+            Link::Greeted(conn) => {
+                let answered = matches!(conn.recv(), Ok(Some(m)) if m.fields.first().is_some_and(|f| f == "OK"));
+                if answered && conn.patient(PATIENCE).is_ok() {
+                    self.up(conn);
+                    return true;
+                }
+                false
+            }
+            // A keeper that speaks unasked is hanging up, or answers too late to be understood.
+            Link::Up(_) | Link::None => false,
+        }
+    }
+
+    fn up(&mut self, conn: Conn) {
+        self.link = Link::Up(conn);
+        self.retry = RETRY_FIRST;
+    }
+
+    fn call(&mut self, fields: &[&str], fds: &[BorrowedFd<'_>]) -> io::Result<Message> {
+        let Link::Up(conn) = &self.link else { return Err(io::ErrorKind::NotConnected.into()) };
         let answer = conn.call(fields, fds);
         if let Err(e) = &answer
             && e.kind() != io::ErrorKind::Other
         {
             // Not an ERR answer: the connection itself is in trouble.
-            self.conn = None;
+            self.link = Link::None;
         }
         answer
     }
@@ -103,7 +144,8 @@ impl Keeper {
 
     /// How `pid` ended.
     pub(crate) fn end_of(&mut self, pid: i32) -> io::Result<End> {
-        let answer = self.call(&["REAP", &pid.to_string()], &[])?;
+        let id = self.id.clone();
+        let answer = self.call(&["REAP", &id, &pid.to_string()], &[])?;
         let words: Vec<&str> = answer.fields.iter().map(String::as_str).collect();
         Ok(match words[..] {
             ["running"] => End::Running,

@@ -10,9 +10,8 @@
 //!                                     ▼ log (at most 5 s)
 //!                                  EXITED ──Delete──▶ DELETED, and the monitor ends
 //! ```
-//! Stopping is no phase: it is a deadline beside it. Until the deadline init has had its signal;
-//! from then on it gets SIGKILL again and again until it is gone. A later Stop can only bring the
-//! deadline nearer.
+//! Here is the way up; module `end` has the way down. A runtime call that hangs is killed with all
+//! that it started when its time is up, and then is one that has failed.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,10 +19,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api_monitor::monitor::*;
-use nix::sys::signal::Signal;
-use protobuf::{EnumOrUnknown, MessageField};
+use protobuf::EnumOrUnknown;
 
 use crate::cgroup;
+use crate::end::START_FAILED;
 use crate::logger::Command;
 use crate::monitor::Monitor;
 use crate::output::Tty;
@@ -31,18 +30,14 @@ use crate::poller::Token;
 use crate::rpc::{Code, Refusal, Waiter};
 use crate::runtime::{self, Stdio3};
 
-/// How long what init left in its pipes is waited for.
-const DRAIN: Duration = Duration::from_secs(1);
-/// How long a log that cannot be written holds up the news of init's end.
-const FLUSH: Duration = Duration::from_secs(5);
-/// Between two SIGKILLs: first, then ever longer up to the second.
-const KILL_FIRST: Duration = Duration::from_millis(100);
-const KILL_LAST: Duration = Duration::from_secs(5);
-/// How often, and how far apart, what is left in the cgroup after `runtime delete` is killed.
-const LEFTOVER_ROUNDS: u32 = 50;
-const LEFTOVER_PAUSE: Duration = Duration::from_millis(5);
-/// The exit code of a container that could not be started, as other runtimes have it.
-const START_FAILED: i32 = 128;
+/// How long runtime calls may take that should be short.
+const SHORT_CALL: Duration = Duration::from_secs(10);
+/// How long `runtime delete` may take.
+const DELETE_CALL: Duration = Duration::from_secs(30);
+/// How long `runtime start` may go on when init has ended.
+const LATE_START: Duration = Duration::from_secs(5);
+/// How long a runtime that has connected to the console socket may take to send the terminal.
+const CONSOLE: u16 = 1000;
 
 /// A runtime call under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +53,15 @@ pub(crate) enum Job {
     /// `state`, to learn whether a predecessor's start had been.
     Query,
     Exec(u32),
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) pid: i32,
+    pub(crate) job: Job,
+    /// When it is to be killed, in nanoseconds of boot time.
+    pub(crate) deadline: Option<i64>,
 }
 
 /// Calls that wait for the container.
@@ -76,8 +80,13 @@ pub(crate) struct Timers {
     pub(crate) keeper: Option<i64>,
     pub(crate) spool: Option<i64>,
     pub(crate) tty: Option<i64>,
-    pub(crate) create: Option<i64>,
     pub(crate) kill: Option<i64>,
+    /// Another look at how an init ended that is not our child.
+    pub(crate) init: Option<i64>,
+    /// Another look whether a predecessor's `runtime start` is over.
+    pub(crate) query: Option<i64>,
+    /// Another round of killing what is left after `runtime delete`.
+    pub(crate) leftover: Option<i64>,
     pub(crate) drain: Option<i64>,
     pub(crate) flush: Option<i64>,
     /// How long until the next SIGKILL.
@@ -94,20 +103,63 @@ impl Monitor {
         self.save();
     }
 
-    fn runtime_log(&self) -> PathBuf {
+    pub(crate) fn runtime_log(&self) -> PathBuf {
         self.dir.join("runtime.log")
     }
 
     /// Starts a runtime call whose end comes to [`Monitor::job_done`].
     pub(crate) fn run_job(&mut self, job: Job, verb: &[&str], stdio: Stdio3) -> io::Result<()> {
         let log = match job {
-            Job::Exec(n) => self.dir.join(format!("exec-{n}.log")),
+            Job::Exec(n) => self.exec_file(n, "log"),
             Job::Kill => self.dir.join("kill.log"),
             _ => self.runtime_log(),
         };
         let pid = runtime::spawn(&self.config, &log, verb, stdio)?;
-        self.jobs.push((pid, job));
+        self.add_job(pid, job);
         Ok(())
+    }
+
+    pub(crate) fn add_job(&mut self, pid: i32, job: Job) {
+        let limit = match job {
+            Job::Create => Duration::from_millis(self.config.create_timeout_ms),
+            // Hooks run in it, and it is for the caller to give up.
+            Job::Start => Duration::ZERO,
+            // The command's own deadline is looked after in `exec`.
+            Job::Exec(_) => Duration::ZERO,
+            Job::Delete => DELETE_CALL,
+            Job::Kill | Job::Cleanup | Job::Restart | Job::Query => SHORT_CALL,
+        };
+        let deadline = (!limit.is_zero()).then(|| sys::clock::deadline(limit));
+        self.jobs.push(Running { pid, job, deadline });
+    }
+
+    /// Is a call of this kind under way?
+    pub(crate) fn runs(&self, job: Job) -> bool {
+        self.jobs.iter().any(|r| r.job == job)
+    }
+
+    /// Gives a call at most this long from now.
+    pub(crate) fn hurry(&mut self, job: Job, limit: Duration) {
+        let by = sys::clock::deadline(limit);
+        for running in self.jobs.iter_mut().filter(|r| r.job == job) {
+            running.deadline = Some(running.deadline.map_or(by, |d| d.min(by)));
+        }
+    }
+
+    /// Kills the calls whose time is up; their ends come as those of any other.
+    pub(crate) fn expire_jobs(&mut self, now: i64) {
+        for n in 0..self.jobs.len() {
+            if self.jobs[n].deadline.take_if(|d| *d <= now).is_none() {
+                continue;
+            }
+            if self.jobs[n].job == Job::Create && self.state.now.error.is_empty() {
+                self.state.now.error = format!(
+                    "runtime create did not end within {} ms",
+                    self.config.create_timeout_ms
+                );
+            }
+            sys::proc::kill_tree(self.jobs[n].pid);
+        }
     }
 
     pub(crate) fn job_done(&mut self, job: Job, status: i32) {
@@ -124,7 +176,9 @@ impl Monitor {
                     ..StateResponse::new()
                 };
                 self.save();
-                if !self.waiters.create.is_empty() {
+                if !self.waiters.delete.is_empty() {
+                    self.begin_delete();
+                } else if !self.waiters.create.is_empty() {
                     self.begin_create();
                 }
             }
@@ -191,20 +245,17 @@ impl Monitor {
             stdio.stdout = Some(out_end);
             stdio.stderr = Some(err_end);
             if self.config.stdin {
-                let (read, write) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+                let (read, write) = sys::pipe::to_container()?;
                 stdio.stdin = Some(read);
                 self.stdin = Some(write);
             }
             self.sources[1].attach(err, &self.poller)?;
         }
         self.sources[0].attach(out, &self.poller)?;
+        self.note_pipes();
         self.run_job(Job::Create, &verb, stdio)?;
-        if let Some((pid, _)) = self.jobs.last() {
-            self.state.now.runtime_pid = *pid;
-        }
-        if self.config.create_timeout_ms > 0 {
-            let limit = Duration::from_millis(self.config.create_timeout_ms);
-            self.timers.create = Some(sys::clock::deadline(limit));
+        if let Some(running) = self.jobs.last() {
+            self.state.now.runtime_pid = running.pid;
         }
         self.save();
         Ok(())
@@ -216,7 +267,7 @@ impl Monitor {
         let Ok(conn) = sys::seqpacket::accept(listener.as_fd()) else { return };
         // The runtime sends at once after it has connected; wait for that, but not for ever.
         let mut fds = [nix::poll::PollFd::new(conn.as_fd(), nix::poll::PollFlags::POLLIN)];
-        let _ = nix::poll::poll(&mut fds, 1000u16);
+        let _ = nix::poll::poll(&mut fds, CONSOLE);
         match conn.recv_fd() {
             Ok(master) => {
                 if let Err(e) = self.attach_tty(master) {
@@ -244,9 +295,8 @@ impl Monitor {
     }
 
     fn create_done(&mut self, status: i32) {
-        self.timers.create = None;
         self.state.now.runtime_pid = 0;
-        if status != 0 {
+        if status != 0 || !self.state.now.error.is_empty() {
             let text = runtime::failure(&self.config, "create", status, &self.runtime_log());
             return self.create_failed(text);
         }
@@ -276,14 +326,15 @@ impl Monitor {
         }
     }
 
-    pub(crate) fn create_timed_out(&mut self) {
-        if let Some((pid, _)) = self.jobs.iter().find(|(_, j)| *j == Job::Create) {
-            self.state.now.error =
-                format!("runtime create did not end within {} ms", self.config.create_timeout_ms);
-            for pid in sys::proc::tree(*pid) {
-                kill(pid);
-            }
-        }
+    /// Notes which pipes are the container's, for a successor without a keeper's help.
+    pub(crate) fn note_pipes(&mut self) {
+        let ends =
+            [self.sources[0].pipe.as_ref(), self.sources[1].pipe.as_ref(), self.stdin.as_ref()];
+        let inode =
+            |fd: Option<&OwnedFd>| fd.map_or(0, |f| sys::pipe::inode(f.as_fd()).unwrap_or(0));
+        // A terminal's output comes through a pipe that the container does not have.
+        self.state.now.pipes =
+            if self.config.terminal { Vec::new() } else { ends.map(inode).to_vec() };
     }
 
     fn create_failed(&mut self, text: String) {
@@ -295,6 +346,7 @@ impl Monitor {
         self.stdin = None;
         self.tty_pipe = None;
         self.tty = None;
+        self.state.now.pipes.clear();
         for source in &mut self.sources {
             if let Some(pipe) = source.pipe.take() {
                 self.poller.remove(&pipe);
@@ -322,7 +374,7 @@ impl Monitor {
             Phase::PHASE_CREATED if self.waiters.start.is_empty() => {
                 self.waiters.start.push(waiter);
                 // What a successor will need must be out of our hands before init runs.
-                if !self.keeper.connected() && self.keeper.reconnect(&self.poller) {
+                if self.keeper.connect(&self.poller) {
                     self.hand_spares();
                 }
                 self.logger.send(Command::Open);
@@ -392,8 +444,13 @@ impl Monitor {
         }
     }
 
+    /// Init has ended while `runtime start` is under way, which has a little time left.
+    pub(crate) fn hurry_start(&mut self) {
+        self.hurry(Job::Start, LATE_START);
+    }
+
     /// A successor has asked the runtime whether the start had been.
-    fn queried(&mut self, status: i32) {
+    pub(crate) fn queried(&mut self, status: i32) {
         let text = std::fs::read_to_string(self.dir.join("query")).unwrap_or_default();
         let _ = std::fs::remove_file(self.dir.join("query"));
         let says = |word: &str| {
@@ -403,6 +460,9 @@ impl Monitor {
         };
         if status == 0 && says("created") {
             self.set_phase(Phase::PHASE_CREATED);
+            if self.state.now.exit.is_some() {
+                return self.begin_drain();
+            }
             if !self.waiters.start.is_empty() {
                 self.logger.send(Command::Open);
             }
@@ -410,250 +470,4 @@ impl Monitor {
             self.started();
         }
     }
-
-    // --- stop
-
-    /// Begins to stop, or brings the deadline nearer.
-    pub(crate) fn stop(&mut self, signal: i32, timeout: Duration) -> Result<(), Refusal> {
-        if self.state.now.exit.is_some() {
-            return Ok(());
-        }
-        match self.phase() {
-            Phase::PHASE_RUNNING | Phase::PHASE_STARTING => {}
-            // Init waits to be started and would not heed a signal.
-            Phase::PHASE_CREATED => {
-                self.kill_now();
-                return Ok(());
-            }
-            Phase::PHASE_NEW | Phase::PHASE_CREATING => {
-                let text = format!("container {} is being created", self.config.id);
-                return Err(Refusal::new(Code::FailedPrecondition, text));
-            }
-            _ => return Ok(()),
-        }
-        let deadline = sys::clock::deadline(timeout);
-        let first = self.state.now.stopping.is_none();
-        if first {
-            self.state.now.stopping = MessageField::some(Stopping {
-                deadline,
-                boot_id: sys::clock::boot_id().unwrap_or_default(),
-                signal,
-                ..Stopping::new()
-            });
-        } else if let Some(stopping) = self.state.now.stopping.as_mut() {
-            stopping.deadline = stopping.deadline.min(deadline);
-        }
-        self.save();
-        if timeout.is_zero() {
-            self.kill_now();
-            return Ok(());
-        }
-        if first {
-            self.signal(signal);
-        }
-        let due = self.state.now.stopping.as_ref().map(|s| s.deadline);
-        self.timers.kill = self.timers.kill.into_iter().chain(due).min();
-        Ok(())
-    }
-
-    fn signal(&mut self, signal: i32) {
-        match (&self.init, self.config.direct_signal) {
-            (Some(init), true) => {
-                // ESRCH: it has ended, and that is on its way to us.
-                let _ = sys::pidfd::send_signal(init.as_fd(), signal);
-            }
-            _ => {
-                let id = self.config.id.clone();
-                let number = signal.to_string();
-                // `kill ID SIGNAL`: the id stands before the signal.
-                if let Err(e) = self.run_kill(&id, &number) {
-                    eprintln!("criod-monitor: {id}: runtime kill: {e}");
-                }
-            }
-        }
-    }
-
-    fn run_kill(&mut self, id: &str, signal: &str) -> io::Result<()> {
-        let mut config = self.config.clone();
-        config.id = signal.to_owned();
-        let log = self.dir.join("kill.log");
-        let pid = runtime::spawn(&config, &log, &["kill", id], Stdio3::default())?;
-        self.jobs.push((pid, Job::Kill));
-        Ok(())
-    }
-
-    /// SIGKILL, and again after a while until init is gone.
-    pub(crate) fn kill_now(&mut self) {
-        if self.state.now.exit.is_some() {
-            return;
-        }
-        if let Some(init) = &self.init {
-            let _ = sys::pidfd::send_signal(init.as_fd(), Signal::SIGKILL as i32);
-        }
-        if !self.config.direct_signal && !self.jobs.iter().any(|(_, j)| *j == Job::Kill) {
-            self.signal(Signal::SIGKILL as i32);
-        }
-        // The first SIGKILL gets a moment; what outlives it may be frozen, or share a pid
-        // namespace.
-        if self.config.shared_pid || !self.timers.patience.is_zero() {
-            cgroup::kill_all(&self.config.cgroups);
-        }
-        self.timers.patience = (self.timers.patience * 2).clamp(KILL_FIRST, KILL_LAST);
-        self.timers.kill = Some(sys::clock::deadline(self.timers.patience));
-    }
-
-    // --- exit
-
-    /// Writes down how init ended; it is still to be reaped.
-    pub(crate) fn note_exit(&mut self, status: i32, time: i64, unknown: bool) {
-        if self.state.now.exit.is_some() {
-            return;
-        }
-        let signal = status & 0x7f;
-        let code = match signal {
-            _ if unknown => 255,
-            // A container that could not be started has failed, whatever ended its init.
-            _ if self.state.now.started_at == 0 && !self.state.now.error.is_empty() => START_FAILED,
-            0 => status >> 8 & 0xff,
-            signal => 128 + signal,
-        };
-        self.state.now.exit = MessageField::some(Exit {
-            code,
-            signal,
-            oom: cgroup::oom_kills(&self.config.cgroups) > 0,
-            finished_at: time,
-            unknown,
-            ..Exit::new()
-        });
-        self.save();
-    }
-
-    /// Init is gone, and how it ended is written down.
-    pub(crate) fn init_ended(&mut self) {
-        self.timers.kill = None;
-        self.init = None;
-        if self.config.shared_pid {
-            cgroup::kill_all(&self.config.cgroups);
-        }
-        // Otherwise the call that is under way goes on from there.
-        if self.phase() != Phase::PHASE_STARTING {
-            self.begin_drain();
-        }
-    }
-
-    pub(crate) fn begin_drain(&mut self) {
-        self.set_phase(Phase::PHASE_DRAINING);
-        self.pump_tty();
-        for source in &mut self.sources {
-            source.fix_target();
-        }
-        self.timers.drain = Some(sys::clock::deadline(DRAIN));
-        self.pump(0);
-        self.pump(1);
-        self.check_drained();
-    }
-
-    /// Is all that init left in the spools? Then it is to go into the log.
-    pub(crate) fn check_drained(&mut self) {
-        if self.timers.drain.is_some() && self.sources.iter().all(|s| s.complete()) {
-            self.begin_flush();
-        }
-    }
-
-    pub(crate) fn begin_flush(&mut self) {
-        self.timers.drain = None;
-        self.timers.flush = Some(sys::clock::deadline(FLUSH));
-        self.logger.send(Command::Flush(self.sources.each_ref().map(|s| s.end())));
-    }
-
-    /// Init has ended and its output is in the log: the news may spread.
-    pub(crate) fn exited(&mut self) {
-        if self.timers.flush.take().is_none() {
-            return;
-        }
-        self.set_phase(Phase::PHASE_EXITED);
-        self.news();
-    }
-
-    /// Tells those who wait for the end.
-    fn news(&mut self) {
-        let state = self.state.now.clone();
-        let waiters = std::mem::take(&mut self.waiters.wait);
-        self.answer_all(waiters, Ok(&state));
-        if !self.waiters.delete.is_empty() {
-            self.begin_delete();
-        }
-    }
-
-    pub(crate) fn wait(&mut self, waiter: Waiter) {
-        match self.phase() {
-            Phase::PHASE_EXITED | Phase::PHASE_FAILED | Phase::PHASE_DELETED => {
-                let state = self.state.now.clone();
-                self.answer(waiter, Ok(&state));
-            }
-            _ => self.waiters.wait.push(waiter),
-        }
-    }
-
-    // --- delete
-
-    pub(crate) fn delete(&mut self, waiter: Waiter) {
-        self.waiters.delete.push(waiter);
-        if self.waiters.delete.len() > 1 {
-            return;
-        }
-        match self.phase() {
-            Phase::PHASE_NEW | Phase::PHASE_EXITED | Phase::PHASE_FAILED => self.begin_delete(),
-            // Both go on to `begin_delete` when they are over.
-            Phase::PHASE_CREATING => self.create_timed_out(),
-            _ => self.kill_now(),
-        }
-    }
-
-    fn begin_delete(&mut self) {
-        if self.jobs.iter().any(|(_, j)| *j == Job::Delete) {
-            return;
-        }
-        if self.config.shared_pid {
-            cgroup::kill_all(&self.config.cgroups);
-        }
-        if let Err(e) = self.run_job(Job::Delete, &["delete", "--force"], Stdio3::default()) {
-            self.delete_failed(e.to_string());
-        }
-    }
-
-    fn delete_done(&mut self, status: i32) {
-        if status != 0 {
-            let text = runtime::failure(&self.config, "delete", status, &self.runtime_log());
-            // What is not there needs no deleting.
-            if !text.contains("does not exist") && !text.contains("No such file") {
-                return self.delete_failed(text);
-            }
-        }
-        for _ in 0..LEFTOVER_ROUNDS {
-            if !cgroup::kill_all(&self.config.cgroups) {
-                break;
-            }
-            std::thread::sleep(LEFTOVER_PAUSE);
-        }
-        self.keeper.drop_all();
-        self.set_phase(Phase::PHASE_DELETED);
-        let answer = DeleteResponse {
-            state: MessageField::some(self.state.now.clone()),
-            ..DeleteResponse::new()
-        };
-        let waiters = std::mem::take(&mut self.waiters.delete);
-        self.answer_all(waiters, Ok(&answer));
-        self.ending = true;
-    }
-
-    fn delete_failed(&mut self, text: String) {
-        let waiters = std::mem::take(&mut self.waiters.delete);
-        self.answer_all(waiters, Err(Refusal::new(Code::Unknown, text)));
-    }
-}
-
-/// SIGKILL to one process, if it is there.
-pub(crate) fn kill(pid: i32) {
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
 }

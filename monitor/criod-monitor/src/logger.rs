@@ -3,32 +3,34 @@
 //! ```text
 //! spool ─pread─▶ records ─append─▶ log, then `progress` ← { file, its length, spool offsets }
 //! ```
-//! `progress` always names a state in which whole records are in the log. A successor cuts the log
-//! back to the length that stands there and makes the rest again. It is one write of 48 bytes into
-//! a page of tmpfs, which no SIGKILL can divide.
+//! `progress` (module `progress`) always names a state in which whole records are in the log. A
+//! successor cuts the log back to the length that stands there and makes the rest again.
 //!
 //! A log that cannot be written (full disk, I/O error) is cut back to whole records and tried
 //! again; meanwhile the spools, then the pipes fill, and the container waits. Nothing is dropped.
 //!
 //! **Rotation.** The kubelet renames the log and asks for the path to be opened again. If it never
 //! sees our answer it renames the old file back over the new one; then our file has no name any
-//! more, and what is in it is appended to the file that has.
+//! more, and what is in it is appended to the file that has ([`Worker::find_name_again`]). Where
+//! the log, or its folder, was removed, it begins anew as soon as it can be; until then what is
+//! written goes to the file without a name, so that the container need not wait.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crilog::{MAX_LINE, Stamp, Stream};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::output::Spool;
+use crate::progress::{Move, Progress};
 
 /// Bytes read from a spool at a time; more than a line's limit, so that each round gets on.
 const READ: usize = 2 * MAX_LINE;
@@ -36,6 +38,10 @@ const READ: usize = 2 * MAX_LINE;
 const ROOM: usize = 64 << 10;
 /// Between attempts to write to a log that cannot be written.
 const RETRY: Duration = Duration::from_millis(500);
+/// Rounds of writing before commands have their turn.
+const ROUNDS: u32 = 8;
+/// Between looks for a place for a log that has lost its name.
+const LOOK: Duration = Duration::from_secs(1);
 /// Spool that has been consumed is given back in pieces of at least this size.
 const PUNCH: u64 = 64 << 10;
 
@@ -115,6 +121,9 @@ impl Logger {
             log: None,
             open: false,
             flush: None,
+            replaced: None,
+            look: None,
+            complaint: None,
         };
         std::thread::Builder::new()
             .name("log".into())
@@ -145,62 +154,15 @@ impl Logger {
     }
 }
 
-/// The record of how far the log has come.
-struct Progress {
-    file: File,
-    now: Mark,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Mark {
-    dev: u64,
-    ino: u64,
-    log: u64,
-    spools: [u64; 2],
-}
-
-const MARK: usize = 48;
-const VERSION: u64 = 1;
-
-impl Mark {
-    fn encode(&self) -> [u8; MARK] {
-        let words = [VERSION, self.dev, self.ino, self.log, self.spools[0], self.spools[1]];
-        let mut bytes = [0; MARK];
-        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-        bytes
-    }
-
-    fn decode(bytes: &[u8; MARK]) -> Option<Mark> {
-        let mut words = bytes
-            .chunks_exact(8)
-            .map(|c| c.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte)));
-        (words.next()? == VERSION).then_some(())?;
-        Some(Mark {
-            dev: words.next()?,
-            ino: words.next()?,
-            log: words.next()?,
-            spools: [words.next()?, words.next()?],
-        })
-    }
-}
-
-impl Progress {
-    fn open(path: &Path) -> io::Result<Progress> {
-        let mut options = OpenOptions::new();
-        let mut file = options.create(true).truncate(false).read(true).write(true).open(path)?;
-        let mut bytes = [0; MARK];
-        let now = match file.read_exact(&mut bytes) {
-            Ok(()) => Mark::decode(&bytes).unwrap_or_default(),
-            Err(_) => Mark::default(),
-        };
-        Ok(Progress { file, now })
-    }
-
-    fn save(&self) -> io::Result<()> {
-        self.file.write_all_at(&self.now.encode(), 0)
-    }
+/// When the thread goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// There is more to write already.
+    Now,
+    /// There is new output.
+    Data,
+    /// A while has passed since an attempt that failed.
+    Retry,
 }
 
 struct Worker {
@@ -214,21 +176,39 @@ struct Worker {
     /// Records may be made: the log is open, or there is none to be.
     open: bool,
     flush: Option<[u64; 2]>,
+    /// The file that a new one took the place of; to be synced.
+    replaced: Option<File>,
+    /// Not to look for a name of the log before.
+    look: Option<Instant>,
+    /// What was last said of a log that cannot be written.
+    complaint: Option<String>,
 }
 
 impl Worker {
     fn run(mut self) {
         loop {
-            let wait = match self.write_all() {
-                Ok(()) => None,
+            let until = match self.write_rounds() {
+                Ok(until) => {
+                    self.complaint = None;
+                    until
+                }
                 Err(e) => {
-                    eprintln!("criod-monitor: {}: {e}", self.name());
-                    Some(RETRY)
+                    self.complain(&e);
+                    Until::Retry
                 }
             };
-            for command in self.next(wait) {
+            for command in self.next(until) {
                 self.obey(command);
             }
+        }
+    }
+
+    /// Says once what is wrong, however often it is tried.
+    fn complain(&mut self, e: &io::Error) {
+        let text = format!("criod-monitor: {}: {e}\n", self.name());
+        if self.complaint.as_ref() != Some(&text) {
+            let _ = io::stderr().write_all(text.as_bytes());
+            self.complaint = Some(text);
         }
     }
 
@@ -236,18 +216,25 @@ impl Worker {
         self.path.as_deref().unwrap_or(Path::new("no log")).display().to_string()
     }
 
-    /// Waits for commands or data, or for the time of another attempt.
-    fn next(&self, wait: Option<Duration>) -> VecDeque<Command> {
+    /// Waits for commands, or until there is something to do.
+    fn next(&self, until: Until) -> VecDeque<Command> {
         let mut inbox = lock(&self.shared.inbox);
-        while inbox.commands.is_empty() && !inbox.data {
+        loop {
+            if !inbox.commands.is_empty() || until == Until::Now {
+                break;
+            }
             let wake = &self.shared.wake;
-            match wait {
-                None => inbox = wake.wait(inbox).unwrap_or_else(PoisonError::into_inner),
-                Some(time) => {
-                    let woken = wake.wait_timeout(inbox, time);
-                    inbox = woken.unwrap_or_else(PoisonError::into_inner).0;
+            if until == Until::Data {
+                if inbox.data {
                     break;
                 }
+                inbox = wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let woken = wake.wait_timeout(inbox, RETRY).unwrap_or_else(PoisonError::into_inner);
+            inbox = woken.0;
+            if woken.1.timed_out() {
+                break;
             }
         }
         inbox.data = false;
@@ -272,10 +259,20 @@ impl Worker {
                 self.tell(Some(Done::Opened(opened)));
             }
             Command::Reopen => {
+                if self.log.as_ref().and_then(|l| l.metadata().ok()).is_some_and(|m| m.nlink() == 0)
+                    && let Err(e) = self.find_name_again()
+                {
+                    self.complain(&e);
+                }
                 let opened = self.open_path();
                 self.tell(Some(Done::Reopened(opened)));
             }
             Command::Flush(targets) => self.flush = Some(targets),
+        }
+        if let Some(old) = self.replaced.take()
+            && self.sync
+        {
+            let _ = old.sync_data();
         }
     }
 
@@ -283,19 +280,22 @@ impl Worker {
     fn open_path(&mut self) -> Result<Option<OwnedFd>, String> {
         let Some(path) = &self.path else { return Ok(None) };
         let told = |e: io::Error| format!("{}: {e}", path.display());
-        let file = open_log(path).map_err(told)?;
+        let file = open_log(path, true).map_err(told)?;
         let meta = file.metadata().map_err(told)?;
         let spare = file.try_clone().map_err(told)?;
-        if let Some(old) = self.log.take()
-            && self.sync
-        {
-            let _ = old.sync_data();
-        }
+        let length = end_line(&file, meta.len()).map_err(told)?;
+        let before = self.progress.now;
         self.progress.now.dev = meta.dev();
         self.progress.now.ino = meta.ino();
-        self.progress.now.log = meta.len();
-        self.progress.save().map_err(told)?;
-        self.log = Some(file);
+        self.progress.now.log = length;
+        self.progress.now.moving = None;
+        self.progress.now.from = None;
+        if let Err(e) = self.progress.save() {
+            self.progress.now = before;
+            return Err(told(e));
+        }
+        self.replaced = self.log.replace(file);
+        self.look = None;
         Ok(Some(spare.into()))
     }
 
@@ -303,14 +303,21 @@ impl Worker {
     fn resume(&mut self, held: Option<OwnedFd>) -> Result<Option<OwnedFd>, String> {
         let Some(path) = &self.path else { return Ok(None) };
         let mark = self.progress.now;
-        let ours =
-            |file: &File| file.metadata().is_ok_and(|m| m.dev() == mark.dev && m.ino() == mark.ino);
+        let is =
+            |file: &File, dev, ino| file.metadata().is_ok_and(|m| m.dev() == dev && m.ino() == ino);
+        let at_path = open_log(path, false).ok();
+        let told = |e: io::Error| format!("{}: {e}", path.display());
+        if let (Some(to), Some(file)) = (mark.moving, &at_path)
+            && is(file, to.dev, to.ino)
+        {
+            // What was moved there halfway is moved again.
+            file.set_len(to.at).map_err(told)?;
+        }
         let found = held
             .map(File::from)
-            .filter(&ours)
-            .or_else(|| OpenOptions::new().read(true).append(true).open(path).ok().filter(ours));
+            .filter(|f| is(f, mark.dev, mark.ino))
+            .or_else(|| at_path.filter(|f| is(f, mark.dev, mark.ino)));
         let Some(file) = found else { return self.open_path() };
-        let told = |e: io::Error| format!("{}: {e}", self.name());
         if file.metadata().map_err(told)?.len() > mark.log {
             file.set_len(mark.log).map_err(told)?;
         }
@@ -319,27 +326,34 @@ impl Worker {
         Ok(Some(spare.into()))
     }
 
-    /// Writes until the spools hold no whole record.
-    fn write_all(&mut self) -> io::Result<()> {
+    /// Writes what whole records the spools hold, a few rounds of it.
+    fn write_rounds(&mut self) -> io::Result<Until> {
         // Touched only while there is something to do; given back before the thread sleeps.
         let mut input = Vec::new();
         let mut records = Vec::new();
         if !self.open && self.flush.is_none() {
-            return Ok(());
+            return Ok(Until::Data);
         }
-        while self.write_some(&mut input, &mut records)? {}
-        if let Some(targets) = self.flush
-            && self.reached(targets)
-        {
-            self.flush = None;
-            self.tell(Some(Done::Flushed));
-            if let Some(log) = &self.log
-                && self.sync
-            {
-                let _ = log.sync_data();
+        for _ in 0..ROUNDS {
+            if self.write_some(&mut input, &mut records)? {
+                continue;
             }
+            if let Some(targets) = self.flush
+                && self.reached(targets)
+            {
+                self.flush = None;
+                self.tell(Some(Done::Flushed));
+                if let Some(log) = &self.log
+                    && self.sync
+                {
+                    let _ = log.sync_data();
+                }
+                // What comes after the end of init's output is written, too.
+                continue;
+            }
+            return Ok(Until::Data);
         }
-        Ok(())
+        Ok(Until::Now)
     }
 
     fn reached(&self, targets: [u64; 2]) -> bool {
@@ -349,7 +363,7 @@ impl Worker {
     /// One round; false: there was nothing to write.
     fn write_some(&mut self, input: &mut Vec<u8>, records: &mut Vec<u8>) -> io::Result<bool> {
         records.clear();
-        let mut mark = self.progress.now;
+        let mut taken = self.progress.now.spools;
         let stamp = Stamp::new(sys::clock::realtime());
         for (n, stream) in [Stream::Stdout, Stream::Stderr].into_iter().enumerate() {
             let spool = &self.spools[n];
@@ -370,24 +384,22 @@ impl Worker {
             }
             input.resize(len, 0);
             spool.file.read_exact_at(input, at)?;
-            let taken = if self.path.is_some() {
+            let done = if self.path.is_some() {
                 // Half of the room is each stream's, so that a flood on one leaves the other alone.
                 let room = records.len() + ROOM / 2;
                 crilog::format(stream, &stamp, input, last, room, records)
             } else {
                 len
             };
-            mark.spools[n] = at + taken as u64;
+            taken[n] = at + done as u64;
         }
-        if mark.spools == self.progress.now.spools {
+        if taken == self.progress.now.spools {
             return Ok(false);
         }
-        self.append(records, &mut mark)?;
-        self.progress.now = mark;
-        self.progress.save()?;
+        self.append(records, taken)?;
         let mut waited = false;
         for n in 0..self.spools.len() {
-            self.spools[n].consumed.store(mark.spools[n], Ordering::SeqCst);
+            self.spools[n].consumed.store(taken[n], Ordering::SeqCst);
             waited |= self.spools[n].full.swap(false, Ordering::SeqCst);
             self.punch(n);
         }
@@ -397,53 +409,86 @@ impl Worker {
         Ok(true)
     }
 
-    /// Appends whole records to the log, or leaves it as it was.
-    fn append(&mut self, records: &[u8], mark: &mut Mark) -> io::Result<()> {
-        if records.is_empty() {
-            return Ok(());
+    /// Appends whole records, and notes that the spools are used up to `taken`; or leaves
+    /// everything as it was.
+    fn append(&mut self, records: &[u8], taken: [u64; 2]) -> io::Result<()> {
+        if self.path.is_none() || records.is_empty() {
+            self.progress.now.spools = taken;
+            return self.progress.save();
         }
-        let Some(log) = &self.log else { return Ok(()) };
-        let before = log.metadata()?;
-        if before.nlink() == 0 {
+        if self.log.is_none() {
+            let spare = self.open_path().map_err(io::Error::other)?;
+            self.tell(Some(Done::Opened(Ok(spare))));
+        }
+        if let Some(log) = &self.log
+            && log.metadata()?.nlink() == 0
+            && self.look.is_none_or(|t| Instant::now() >= t)
+        {
             self.find_name_again()?;
-            mark.dev = self.progress.now.dev;
-            mark.ino = self.progress.now.ino;
-            return self.append(records, mark);
         }
-        let mut writer = log;
-        if let Err(e) = writer.write_all(records) {
-            log.set_len(before.len())?;
-            return Err(e);
+        let Some(mut log) = self.log.as_ref() else { return Ok(()) };
+        let (before, length) = (self.progress.now, log.metadata()?.len());
+        let mut done = log.write_all(records);
+        if done.is_ok() {
+            self.progress.now.log = length + records.len() as u64;
+            self.progress.now.spools = taken;
+            done = self.progress.save();
         }
-        mark.log = before.len() + records.len() as u64;
-        Ok(())
+        if done.is_err() {
+            self.progress.now = before;
+            log.set_len(length)?;
+        }
+        done
     }
 
-    /// Our file has lost its name. If another file bears it now, that one was renamed over ours:
-    /// what we wrote goes to its end. If none does, the log was removed and begins anew.
+    /// Our file has lost its name.
+    ///
+    /// If another file bears it now, that one was renamed over ours, and all that we wrote goes to
+    /// its end. If none does, the log was removed: what is written from now on begins a new one, as
+    /// soon as there can be one. `progress` says what is being moved where, so that a successor can
+    /// cut back what was moved halfway and move it again.
     fn find_name_again(&mut self) -> io::Result<()> {
-        let Some(path) = self.path.clone() else { return Ok(()) };
-        let orphan = self.log.take();
-        let existed = path.exists();
-        if let Err(e) = self.open_path() {
-            self.log = orphan;
-            return Err(io::Error::other(e));
-        }
-        let (Some(mut orphan), Some(log), true) = (orphan, &self.log, existed) else {
-            return Ok(());
+        let (Some(path), Some(orphan)) = (&self.path, &self.log) else { return Ok(()) };
+        let length = orphan.metadata()?.len();
+        let target = match open_log(path, false) {
+            Ok(file) => {
+                self.progress.now.from.get_or_insert(0);
+                file
+            }
+            Err(_) => {
+                self.progress.now.from.get_or_insert(length);
+                let Ok(file) = open_log(path, true) else {
+                    self.look = Some(Instant::now() + LOOK);
+                    return Ok(());
+                };
+                file
+            }
         };
-        let before = log.metadata()?.len();
-        orphan.seek(SeekFrom::Start(0))?;
-        let mut target = log;
-        if let Err(e) = io::copy(&mut orphan, &mut target) {
-            log.set_len(before)?;
-            self.log = Some(orphan);
+        let from = self.progress.now.from.unwrap_or(0);
+        let meta = target.metadata()?;
+        let at = end_line(&target, meta.len())?;
+        self.progress.now.moving = Some(Move { dev: meta.dev(), ino: meta.ino(), at });
+        self.progress.save()?;
+        let copied = copy(orphan, &target, from, length);
+        let spare = target.try_clone();
+        let (Ok(()), Ok(spare)) = (&copied, spare) else {
+            target.set_len(at)?;
+            return copied;
+        };
+        let before = self.progress.now;
+        self.progress.now.dev = meta.dev();
+        self.progress.now.ino = meta.ino();
+        self.progress.now.log = at + length.saturating_sub(from);
+        self.progress.now.moving = None;
+        self.progress.now.from = None;
+        if let Err(e) = self.progress.save() {
+            self.progress.now = before;
+            target.set_len(at)?;
             return Err(e);
         }
-        self.progress.now.log = log.metadata()?.len();
-        let spare = log.try_clone().ok().map(OwnedFd::from);
-        self.progress.save()?;
-        self.tell(Some(Done::Opened(Ok(spare))));
+        self.log = Some(target);
+        self.look = None;
+        self.tell(Some(Done::Opened(Ok(Some(spare.into())))));
         Ok(())
     }
 
@@ -461,137 +506,36 @@ impl Worker {
 }
 
 /// Opens a log file for appending; 0640, as the kubelet's rotation makes them.
-fn open_log(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).append(true).create(true).mode(0o640).open(path)?;
-    debug_assert!(file.as_raw_fd() > 2);
-    Ok(file)
+fn open_log(path: &Path, create: bool) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(create).mode(0o640).open(path)
+}
+
+/// Closes a last line that somebody left open, and returns the file's length then.
+fn end_line(mut file: &File, length: u64) -> io::Result<u64> {
+    let mut last = [b'\n'];
+    if length > 0 {
+        file.read_exact_at(&mut last, length - 1)?;
+    }
+    if last == [b'\n'] {
+        return Ok(length);
+    }
+    file.write_all(b"\n")?;
+    Ok(length + 1)
+}
+
+/// Appends the bytes `from..upto` of one file to another.
+fn copy(source: &File, mut target: &File, from: u64, upto: u64) -> io::Result<()> {
+    let mut buffer = vec![0; READ];
+    let mut at = from;
+    while at < upto {
+        let len = usize::try_from(upto - at).unwrap_or(READ).min(READ);
+        source.read_exact_at(&mut buffer[..len], at)?;
+        target.write_all(&buffer[..len])?;
+        at += len as u64;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Rig {
-        dir: tempfile::TempDir,
-        spools: [Arc<Spool>; 2],
-        logger: Logger,
-    }
-
-    fn rig_in(dir: tempfile::TempDir) -> Rig {
-        let spools =
-            ["stdout.spool", "stderr.spool"].map(|n| Spool::open(&dir.path().join(n)).unwrap());
-        let log = dir.path().join("0.log");
-        let logger =
-            Logger::start(log.to_str().unwrap(), dir.path(), true, spools.clone()).unwrap();
-        Rig { dir, spools, logger }
-    }
-
-    impl Rig {
-        fn put(&self, n: usize, bytes: &[u8]) {
-            let at = self.spools[n].written.load(Ordering::Relaxed);
-            self.spools[n].file.write_all_at(bytes, at).unwrap();
-            self.spools[n].written.store(at + bytes.len() as u64, Ordering::Release);
-            self.logger.notify();
-        }
-
-        fn wait(&self) -> Done {
-            loop {
-                let mut fds = [nix::poll::PollFd::new(
-                    self.logger.shared.event.as_fd(),
-                    nix::poll::PollFlags::POLLIN,
-                )];
-                assert_eq!(
-                    nix::poll::poll(&mut fds, 10_000u16).unwrap(),
-                    1,
-                    "the logger is silent"
-                );
-                if let Some(done) = self.logger.done().pop() {
-                    return done;
-                }
-            }
-        }
-
-        fn flush(&self) {
-            let ends = self.spools.each_ref().map(|s| s.written.load(Ordering::Relaxed));
-            self.logger.send(Command::Flush(ends));
-            assert!(matches!(self.wait(), Done::Flushed));
-        }
-
-        fn texts(&self, name: &str) -> Vec<String> {
-            let text = std::fs::read_to_string(self.dir.path().join(name)).unwrap();
-            text.lines().map(|l| l.split_once(' ').unwrap().1.to_owned()).collect()
-        }
-    }
-
-    #[test]
-    fn rotation_never_divides_a_line_and_the_last_one_is_closed() {
-        let rig = rig_in(tempfile::tempdir().unwrap());
-        rig.logger.send(Command::Open);
-        assert!(matches!(rig.wait(), Done::Opened(Ok(Some(_)))));
-        rig.put(0, b"one\ntw");
-        rig.put(1, b"err\n");
-        while rig.spools.iter().any(|s| s.consumed.load(Ordering::Relaxed) < 4) {
-            std::thread::yield_now();
-        }
-        let path = rig.dir.path();
-        std::fs::rename(path.join("0.log"), path.join("0.log.old")).unwrap();
-        rig.logger.send(Command::Reopen);
-        assert!(matches!(rig.wait(), Done::Reopened(Ok(Some(_)))));
-        rig.put(0, b"o\nthree");
-        rig.flush();
-        let mut old = rig.texts("0.log.old");
-        old.sort();
-        assert_eq!(old, ["stderr F err", "stdout F one"]);
-        assert_eq!(rig.texts("0.log"), ["stdout F two", "stdout F three"]);
-    }
-
-    #[test]
-    fn a_file_renamed_over_ours_gets_what_ours_held() {
-        let rig = rig_in(tempfile::tempdir().unwrap());
-        let path = rig.dir.path();
-        rig.logger.send(Command::Open);
-        rig.wait();
-        rig.put(0, b"before\n");
-        rig.flush();
-        std::fs::rename(path.join("0.log"), path.join("0.log.old")).unwrap();
-        rig.logger.send(Command::Reopen);
-        rig.wait();
-        rig.put(0, b"between\n");
-        rig.flush();
-        // The kubelet saw no answer, and puts the old file back.
-        std::fs::rename(path.join("0.log.old"), path.join("0.log")).unwrap();
-        rig.put(0, b"after\n");
-        let ends = rig.spools.each_ref().map(|s| s.written.load(Ordering::Relaxed));
-        rig.logger.send(Command::Flush(ends));
-        while !matches!(rig.wait(), Done::Flushed) {}
-        assert_eq!(rig.texts("0.log"), ["stdout F before", "stdout F between", "stdout F after"]);
-    }
-
-    #[test]
-    fn a_successor_cuts_back_to_whole_records() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().to_owned();
-        let rig = rig_in(dir);
-        rig.logger.send(Command::Open);
-        rig.wait();
-        rig.put(0, b"one\n");
-        rig.flush();
-        // As if killed between the log and the mark: a record, and half of one, too much.
-        let mut log = OpenOptions::new().append(true).open(path.join("0.log")).unwrap();
-        log.write_all(b"2026-11-24T00:00:00Z stdout F two\n2026-11").unwrap();
-        rig.spools[0].file.write_all_at(b"two\n", 4).unwrap();
-        let rig = rig_in(rig.dir);
-        rig.logger.send(Command::Resume(None));
-        rig.wait();
-        rig.put(0, b"three\n");
-        rig.flush();
-        assert_eq!(rig.texts("0.log"), ["stdout F one", "stdout F two", "stdout F three"]);
-    }
-
-    #[test]
-    fn marks_round_trip() {
-        let mark = Mark { dev: 1, ino: u64::MAX, log: 3, spools: [4, 5] };
-        assert_eq!(Mark::decode(&mark.encode()), Some(mark));
-        assert_eq!(Mark::decode(&[0; MARK]), None);
-    }
-}
+#[path = "logger_tests.rs"]
+mod tests;

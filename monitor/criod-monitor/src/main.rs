@@ -31,6 +31,7 @@
 //! `runtime.log`, `exec-N.*`.
 
 mod cgroup;
+mod end;
 mod exec;
 mod keeper;
 mod life;
@@ -38,6 +39,7 @@ mod logger;
 mod monitor;
 mod output;
 mod poller;
+mod progress;
 mod rpc;
 mod runtime;
 mod state;

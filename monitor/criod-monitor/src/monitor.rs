@@ -10,6 +10,7 @@ use std::time::Duration;
 use api_monitor::monitor::*;
 use crilog::Stream;
 use nix::fcntl::Flock;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
@@ -20,8 +21,8 @@ use nix::unistd::Pid;
 use protobuf::Message;
 
 use crate::exec::Execs;
-use crate::keeper::{self, Keeper};
-use crate::life::{Job, Timers, Waiters};
+use crate::keeper::Keeper;
+use crate::life::{Running, Timers, Waiters};
 use crate::logger::{Command, Done, Logger};
 use crate::output::{Moved, Source, Tty};
 use crate::poller::{Poller, Token};
@@ -53,12 +54,19 @@ pub(crate) struct Monitor {
     /// A duplicate of the log's descriptor, for the keeper.
     pub(crate) log: Option<OwnedFd>,
     /// Runtime processes under way.
-    pub(crate) jobs: Vec<(i32, Job)>,
+    pub(crate) jobs: Vec<Running>,
     /// Ends of children nobody has asked for yet; kept while a runtime call is under way.
     pub(crate) strays: Vec<(i32, i32)>,
     pub(crate) execs: Execs,
     pub(crate) waiters: Waiters,
     pub(crate) timers: Timers,
+    /// Rounds left of killing what outlived `runtime delete`.
+    pub(crate) leftovers: u32,
+    /// Rounds left of asking how an init ended that is not our child.
+    pub(crate) init_rounds: u32,
+    /// Rounds left of waiting for a predecessor's `runtime start`.
+    pub(crate) query_rounds: u32,
+    pub(crate) taking_over: bool,
     /// The container is deleted: end when the last answer is out.
     pub(crate) ending: bool,
     signals: SignalFd,
@@ -72,6 +80,7 @@ impl Monitor {
     pub(crate) fn new(dir: PathBuf) -> io::Result<Option<Monitor>> {
         let Some(lock) = state::lock(&dir)? else { return Ok(None) };
         let _ = nix::unistd::setsid();
+        restore_files();
         nix::sys::prctl::set_child_subreaper(true)?;
         let mut mask = SigSet::empty();
         let ours = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
@@ -112,13 +121,17 @@ impl Monitor {
             execs: Execs::default(),
             waiters: Waiters::default(),
             timers: Timers::default(),
+            leftovers: 0,
+            init_rounds: 0,
+            query_rounds: 0,
+            taking_over: false,
             ending: false,
             signals,
             timer,
             armed: None,
             _lock: lock,
         };
-        monitor.keeper.reconnect(&monitor.poller);
+        monitor.keeper.connect(&monitor.poller);
         monitor.take_over();
         Ok(Some(monitor))
     }
@@ -155,8 +168,9 @@ impl Monitor {
                 }
             }
             Token::Keeper => {
-                self.keeper.disconnect();
-                self.timers.keeper = Some(sys::clock::deadline(keeper::RETRY));
+                if self.keeper.readable() {
+                    self.hand_spares();
+                }
             }
             Token::Logger => self.logged(),
             Token::Init => self.adopted_init_ended(),
@@ -246,16 +260,16 @@ impl Monitor {
                 }
                 _ => return,
             };
-            let init = pid == self.state.now.pid;
+            let init = pid == self.state.now.pid && self.state.now.exit.is_none();
             if init {
                 self.note_exit(raw, sys::clock::realtime(), false);
             }
             let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
             if init {
                 self.init_ended();
-            } else if let Some(at) = self.jobs.iter().position(|(p, _)| *p == pid) {
-                let (_, job) = self.jobs.swap_remove(at);
-                self.job_done(job, raw);
+            } else if let Some(at) = self.jobs.iter().position(|r| r.pid == pid) {
+                let done = self.jobs.swap_remove(at);
+                self.job_done(done.job, raw);
             } else if !self.exec_ended(pid, raw) && !self.jobs.is_empty() {
                 self.strays.push((pid, raw));
             }
@@ -292,6 +306,9 @@ impl Monitor {
 
     fn keep_log(&mut self, result: Result<Option<OwnedFd>, String>) -> Result<(), String> {
         self.log = result?;
+        if self.ending {
+            return Ok(());
+        }
         if let Some(log) = &self.log {
             self.keeper.spare("log", log.as_fd());
         }
@@ -311,6 +328,10 @@ impl Monitor {
         match moved {
             Moved::Full => self.timers.spool = Some(sys::clock::deadline(SPOOL_RETRY)),
             Moved::End => {
+                if let Some(inode) = self.state.now.pipes.get_mut(n) {
+                    *inode = 0;
+                    self.save();
+                }
                 self.keeper.drop_spare(if n == 0 { "stdout" } else { "stderr" });
             }
             Moved::Empty | Moved::More => {}
@@ -388,11 +409,7 @@ impl Monitor {
         let now = sys::clock::boottime();
         let due = |timer: &mut Option<i64>| timer.take_if(|t| *t <= now).is_some();
         if due(&mut self.timers.keeper) {
-            if self.keeper.reconnect(&self.poller) {
-                self.hand_spares();
-            } else if !self.keeper.connected() {
-                self.timers.keeper = Some(sys::clock::deadline(keeper::RETRY));
-            }
+            self.keeper.greet(&self.poller);
         }
         if due(&mut self.timers.spool) {
             self.pump(0);
@@ -401,8 +418,14 @@ impl Monitor {
         if due(&mut self.timers.tty) {
             self.watch_tty();
         }
-        if due(&mut self.timers.create) {
-            self.create_timed_out();
+        if due(&mut self.timers.init) {
+            self.adopted_init_ended();
+        }
+        if due(&mut self.timers.query) {
+            self.query();
+        }
+        if due(&mut self.timers.leftover) {
+            self.kill_leftovers();
         }
         if due(&mut self.timers.kill) {
             self.kill_now();
@@ -411,18 +434,24 @@ impl Monitor {
             self.begin_flush();
         }
         if due(&mut self.timers.flush) {
-            self.state.now.lost =
-                "the log could not be written in time; it is still being written".into();
-            self.exited();
+            self.exited_before_log();
         }
+        self.expire_jobs(now);
         self.expire_execs(now);
     }
 
     /// Sets the timer to what is due next.
     fn arm(&mut self) {
+        if self.timers.keeper.is_none()
+            && let Some(after) = self.keeper.retry()
+        {
+            self.timers.keeper = Some(sys::clock::deadline(after));
+        }
         let t = &self.timers;
-        let fixed = [t.keeper, t.spool, t.tty, t.create, t.kill, t.drain, t.flush];
-        let next = fixed.into_iter().flatten().chain(self.execs.next_deadline()).min();
+        let fixed =
+            [t.keeper, t.spool, t.tty, t.kill, t.drain, t.flush, t.init, t.query, t.leftover];
+        let jobs = self.jobs.iter().filter_map(|r| r.deadline);
+        let next = fixed.into_iter().flatten().chain(jobs).chain(self.execs.next_deadline()).min();
         if next == self.armed {
             return;
         }
@@ -438,6 +467,17 @@ impl Monitor {
         if let Err(e) = set {
             eprintln!("criod-monitor: {}: timer: {e}", self.config.id);
         }
+    }
+}
+
+/// Goes back to the limit of open files that the keeper had, for the runtime and the container
+/// inherit ours.
+fn restore_files() {
+    let wanted = std::env::var(sys::SOFT_FILES).ok().and_then(|n| n.parse().ok());
+    if let Some(soft) = wanted
+        && let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
     }
 }
 

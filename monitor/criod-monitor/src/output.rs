@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crilog::Stream;
 use nix::errno::Errno;
-use nix::fcntl::{SpliceFFlags, splice};
+use nix::fcntl::{OFlag, SpliceFFlags, splice};
 
 use crate::poller::{Poller, Token};
 
@@ -195,14 +195,15 @@ impl Tty {
     }
 }
 
-/// A read end of a pipe that a process of the container still writes to, found through /proc.
+/// The other end of a pipe that a process of the container has open, found through /proc: the end
+/// that reads, or the one that writes. It does not block.
 ///
 /// The last resort of a successor that no keeper could help.
-pub(crate) fn reopen(pid: i32, fd: u32) -> io::Result<OwnedFd> {
+pub(crate) fn reopen(pid: i32, fd: u32, read: bool) -> io::Result<OwnedFd> {
     use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
     let path = format!("/proc/{pid}/fd/{fd}");
-    let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    let file = OpenOptions::new().read(read).write(!read).custom_flags(flags).open(path)?;
     if !file.metadata()?.file_type().is_fifo() {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }

@@ -24,11 +24,17 @@ const MAX_MESSAGE: usize = 4 << 20;
 const REQUEST: u8 = 1;
 const RESPONSE: u8 = 2;
 
+/// Connections at a time. For one more the one goes that has been idle longest.
+const MAX_CONNS: usize = 128;
+/// Answers that wait for a client to read them, in bytes; one that lets more pile up is cut off.
+const MAX_OUTPUT: usize = 8 << 20;
+
 /// Status codes of gRPC, as far as a monitor answers with them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Code {
     Unknown = 2,
     InvalidArgument = 3,
+    ResourceExhausted = 8,
     FailedPrecondition = 9,
     Unimplemented = 12,
     Internal = 13,
@@ -78,38 +84,69 @@ struct Conn {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// Calls that have not been answered.
+    pending: u32,
+    /// When it was last heard of, in events of the whole process.
+    heard: u64,
 }
 
 pub(crate) struct Rpc {
     listener: UnixListener,
     conns: BTreeMap<u32, Conn>,
     next: u32,
+    events: u64,
 }
 
 impl Rpc {
     pub(crate) fn new(listener: UnixListener, poller: &Poller) -> io::Result<Rpc> {
         listener.set_nonblocking(true)?;
         poller.add(&listener, Token::Listener)?;
-        Ok(Rpc { listener, conns: BTreeMap::new(), next: 0 })
+        Ok(Rpc { listener, conns: BTreeMap::new(), next: 0, events: 0 })
     }
 
     pub(crate) fn accept(&mut self, poller: &Poller) {
-        while let Ok((stream, _)) = self.listener.accept() {
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                // Out of descriptors: somebody has to make room.
+                Err(_) if self.drop_idlest() => continue,
+                Err(_) => return,
+            };
+            if self.conns.len() >= MAX_CONNS && !self.drop_idlest() {
+                continue;
+            }
             let key = self.next;
             self.next = self.next.wrapping_add(1);
             let added =
                 stream.set_nonblocking(true).and_then(|()| poller.add(&stream, Token::Conn(key)));
             if added.is_ok() {
-                self.conns.insert(key, Conn { stream, input: Vec::new(), output: Vec::new() });
+                let (input, output) = (Vec::new(), Vec::new());
+                self.events += 1;
+                let conn = Conn { stream, input, output, pending: 0, heard: self.events };
+                self.conns.insert(key, conn);
             }
         }
+    }
+
+    /// Closes the connection that waits for nothing and has been silent longest. False: all wait.
+    fn drop_idlest(&mut self) -> bool {
+        let idle = self.conns.iter().filter(|(_, c)| c.pending == 0 && c.output.is_empty());
+        let idlest = idle.min_by_key(|(_, c)| c.heard).map(|(key, _)| *key);
+        idlest.is_some_and(|key| self.conns.remove(&key).is_some())
     }
 
     /// Moves what can be moved on a connection and returns the calls that came in.
     pub(crate) fn serve(&mut self, key: u32, poller: &Poller) -> Vec<Request> {
         let mut requests = Vec::new();
+        self.events += 1;
         let alive = match self.conns.get_mut(&key) {
-            Some(conn) => conn.read(key, &mut requests) && conn.write(key, poller),
+            Some(conn) => {
+                conn.heard = self.events;
+                let alive = conn.read(key, &mut requests) && conn.write(key, poller);
+                conn.pending += u32::try_from(requests.len()).unwrap_or(0);
+                alive
+            }
             None => return requests,
         };
         if !alive {
@@ -126,6 +163,7 @@ impl Rpc {
         poller: &Poller,
     ) {
         let Some(conn) = self.conns.get_mut(&waiter.conn) else { return };
+        conn.pending = conn.pending.saturating_sub(1);
         let body =
             answer.and_then(|m| m.bytes().map_err(|e| Refusal::new(Code::Internal, e.to_string())));
         let Ok(message) = encode_response(body) else { return };
@@ -134,7 +172,7 @@ impl Rpc {
         conn.output.extend_from_slice(&waiter.stream.to_be_bytes());
         conn.output.extend_from_slice(&[RESPONSE, 0]);
         conn.output.extend_from_slice(&message);
-        if !conn.write(waiter.conn, poller) {
+        if !conn.write(waiter.conn, poller) || conn.output.len() > MAX_OUTPUT {
             self.conns.remove(&waiter.conn);
         }
     }

@@ -21,7 +21,7 @@ use api_monitor::monitor::Phase;
 
 use crate::cgroup;
 use crate::keeper::End;
-use crate::life::{Job, kill};
+use crate::life::Job;
 use crate::logger::Command;
 use crate::monitor::Monitor;
 use crate::output::{Tty, reopen};
@@ -31,9 +31,27 @@ use crate::runtime::Stdio3;
 /// How often, and how far apart, a killed runtime call is looked for.
 const RUNTIME_ROUNDS: u32 = 100;
 const RUNTIME_PAUSE: Duration = Duration::from_millis(5);
+/// Between looks for a `runtime start` that a predecessor began, and until when it may go on.
+const QUERY_PAUSE: Duration = Duration::from_millis(20);
+const QUERY_ROUNDS: u32 = 500;
+/// Between looks at an init that has ended and that its parent has not reaped.
+const INIT_PAUSE: Duration = Duration::from_millis(20);
+/// How often the keeper is asked for a status before it counts as unknown.
+const INIT_ROUNDS: u32 = 500;
+/// What is said where nobody held the other ends.
+const NO_SPARES: &str =
+    "no spare of the output was held; what was written while no monitor lived may be lost";
 
 impl Monitor {
     pub(crate) fn take_over(&mut self) {
+        self.init_rounds = INIT_ROUNDS;
+        self.query_rounds = QUERY_ROUNDS;
+        self.taking_over = true;
+        self.go_on();
+        self.taking_over = false;
+    }
+
+    fn go_on(&mut self) {
         let phase = self.phase();
         match phase {
             Phase::PHASE_NEW | Phase::PHASE_FAILED | Phase::PHASE_DELETED => return,
@@ -44,7 +62,9 @@ impl Monitor {
         if self.state.now.started_at != 0 || phase == Phase::PHASE_STARTING {
             self.logger.send(Command::Resume(log));
         }
+        self.note_pipes();
         self.save();
+        self.end_orphaned_execs();
         if self.state.now.exit.is_none() {
             self.adopt_init();
         }
@@ -60,6 +80,9 @@ impl Monitor {
         {
             // A deadline of another boot is of no container of this one.
             self.timers.kill = Some(stopping.deadline);
+            if !stopping.sent {
+                self.send_stop_signal();
+            }
         }
     }
 
@@ -78,7 +101,7 @@ impl Monitor {
     fn end_runtime(&self, argument: &str) {
         let mut pids: Vec<i32> =
             sys::proc::with_argument(argument).into_iter().flat_map(sys::proc::tree).collect();
-        pids.iter().for_each(|pid| kill(*pid));
+        pids.iter().for_each(|pid| sys::proc::kill_tree(*pid));
         for _ in 0..RUNTIME_ROUNDS {
             pids.retain(|pid| sys::proc::stat(*pid).is_some_and(|s| s.state != b'Z'));
             if pids.is_empty() {
@@ -105,24 +128,23 @@ impl Monitor {
                 _ => {}
             }
         }
-        let pid = self.state.now.pid;
+        let mut lost = false;
         for (n, found) in out.into_iter().enumerate() {
-            let number = if n == 0 { 1 } else { 2 };
-            let pipe = match found {
-                Some(fd) => Some(fd),
-                // Nobody held a spare: the container itself is the last who has the pipe.
-                None if self.is_init(pid) && !self.config.terminal => {
-                    self.state.now.lost = "no spare of the output was held; what was written \
-                                           while no monitor lived may be lost"
-                        .into();
-                    reopen(pid, number).ok()
-                }
-                None => None,
-            };
-            let attached = pipe.map(|pipe| self.sources[n].attach(pipe, &self.poller));
+            let found = found.or_else(|| {
+                let again = self.found_again(n, if n == 0 { 1 } else { 2 }, true);
+                lost |= again.is_some() || self.had_pipe(n);
+                again
+            });
+            let attached = found.map(|pipe| self.sources[n].attach(pipe, &self.poller));
             if let Some(Err(e)) = attached {
                 self.state.now.lost = format!("output: {e}");
             }
+        }
+        if self.stdin.is_none() {
+            self.stdin = self.found_again(2, 0, false);
+        }
+        if lost || (self.config.terminal && master.is_none() && self.state.now.exit.is_none()) {
+            self.state.now.lost = NO_SPARES.into();
         }
         if let (Some(master), Some(pipe)) = (master, ttyout) {
             let _ = self.poller.add(&master, Token::Tty);
@@ -130,6 +152,23 @@ impl Monitor {
         }
         self.hand_spares();
         log
+    }
+
+    /// The predecessor had a pipe here whose end had not been seen.
+    fn had_pipe(&self, n: usize) -> bool {
+        self.state.now.pipes.get(n).is_some_and(|inode| *inode != 0)
+    }
+
+    /// The pipe that init has as descriptor `fd`, if it still is ours: the container is the last
+    /// who has it open.
+    fn found_again(&self, n: usize, fd: u32, read: bool) -> Option<OwnedFd> {
+        let inode = *self.state.now.pipes.get(n)?;
+        let pid = self.state.now.pid;
+        if inode == 0 || !self.is_init(pid) {
+            return None;
+        }
+        let pipe = reopen(pid, fd, read).ok()?;
+        (sys::pipe::inode(pipe.as_fd()).ok()? == inode).then_some(pipe)
     }
 
     /// The process of this pid is the container's init, and lives.
@@ -160,52 +199,63 @@ impl Monitor {
         if self.state.now.exit.is_some() {
             return;
         }
-        let pid = self.state.now.pid;
-        let now = sys::clock::realtime();
-        let (status, time, unknown) = match self.keeper.end_of(pid) {
-            Ok(End::Status(status, time)) => (status, time, false),
-            // It may be ours: our own waitpid tells.
-            Ok(End::Running) => return,
-            // A zombie that its parent has not reaped yet: the kernel tells in a moment.
-            _ if sys::proc::stat(pid).is_some_and(|s| {
-                s.state == b'Z' && s.start_time == self.state.now.pid_start_time
-            }) =>
-            {
-                std::thread::sleep(Duration::from_millis(20));
-                return;
-            }
-            _ => match self.init.as_ref().and_then(|i| sys::pidfd::exit_status(i.as_fd())) {
-                Some(status) => (status, now, false),
-                None => (0, now, true),
-            },
-        };
         if let Some(init) = &self.init {
+            // It stays readable; from here on a timer asks.
             self.poller.remove(init);
         }
+        let pid = self.state.now.pid;
+        let now = sys::clock::realtime();
+        let told = self.keeper.end_of(pid);
+        let zombie = sys::proc::stat(pid)
+            .is_some_and(|s| s.state == b'Z' && s.start_time == self.state.now.pid_start_time);
+        let kernel = self.init.as_ref().and_then(|i| sys::pidfd::exit_status(i.as_fd()));
+        let (status, time, unknown) = match (told, kernel) {
+            (Ok(End::Status(status, time)), _) => (status, time, false),
+            (_, Some(status)) => (status, now, false),
+            // Not reaped yet, or the keeper may know and cannot be asked at the moment.
+            (told, _)
+                if zombie
+                    || matches!(told, Ok(End::Running))
+                    || (told.is_err() && self.init_rounds > 0) =>
+            {
+                self.init_rounds = self.init_rounds.saturating_sub(u32::from(told.is_err()));
+                self.timers.init = Some(sys::clock::deadline(INIT_PAUSE));
+                return;
+            }
+            _ => (0, now, true),
+        };
         if unknown {
             self.state.now.lost = "nobody saw the exit status".into();
         }
         self.note_exit(status, time, unknown);
         // While taking over, the caller goes on from there.
-        if self.phase() == Phase::PHASE_RUNNING || self.phase() == Phase::PHASE_CREATED {
+        if !self.taking_over {
             self.init_ended();
         }
     }
 
     /// Asks the runtime whether the predecessor's start had been — once that is surely over.
-    fn query(&mut self) {
-        for _ in 0..RUNTIME_ROUNDS {
-            let of_id = sys::proc::with_argument(&self.config.id);
-            let starts = sys::proc::with_argument("start");
-            if !of_id.iter().any(|pid| starts.contains(pid)) {
-                break;
+    pub(crate) fn query(&mut self) {
+        let of_id = sys::proc::with_argument(&self.config.id);
+        let starts: Vec<i32> = if of_id.is_empty() {
+            Vec::new()
+        } else {
+            sys::proc::with_argument("start").into_iter().filter(|p| of_id.contains(p)).collect()
+        };
+        if !starts.is_empty() {
+            self.query_rounds = self.query_rounds.saturating_sub(1);
+            if self.query_rounds == 0 {
+                starts.into_iter().for_each(sys::proc::kill_tree);
             }
-            std::thread::sleep(RUNTIME_PAUSE);
+            self.timers.query = Some(sys::clock::deadline(QUERY_PAUSE));
+            return;
         }
         let file = std::fs::File::create(self.dir.join("query")).map(OwnedFd::from).ok();
         let stdio = Stdio3 { stdout: file, ..Stdio3::default() };
         if let Err(e) = self.run_job(Job::Query, &["state"], stdio) {
             eprintln!("criod-monitor: {}: runtime state: {e}", self.config.id);
+            // It cannot have been started by this runtime either.
+            self.queried(1);
         }
     }
 }

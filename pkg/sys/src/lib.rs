@@ -16,3 +16,7 @@ pub mod pidfd;
 pub mod pipe;
 pub mod proc;
 pub mod seqpacket;
+
+/// The environment variable in which the keeper tells those whom it forks which soft limit of open
+/// files they and their containers are to have: its own is higher.
+pub const SOFT_FILES: &str = "CRIOD_SOFT_FILES";

@@ -183,8 +183,7 @@ impl Conn {
         let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
         let mut iov = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let got =
-            recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
+        let got = recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut iov, Some(&mut control), flags)?;
         let mut fds = Vec::new();
         for c in got.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = c {

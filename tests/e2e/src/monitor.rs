@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use api_monitor::monitor::Config;
 use api_monitor::service::MonitorClient;
+use nix::poll::{PollFd, PollFlags, poll};
 use protobuf::Message;
 use sys::seqpacket::Conn;
 
@@ -22,6 +23,21 @@ pub struct Keeper {
     /// Holds everything.
     pub dir: tempfile::TempDir,
     child: Child,
+}
+
+/// Folder of a container's cgroup on a hierarchy of version 1, or on the only one of version 2.
+pub fn cgroup_dir(controller: &str, id: &str) -> PathBuf {
+    let one = Path::new("/sys/fs/cgroup").join(controller);
+    let base = if one.exists() { one } else { "/sys/fs/cgroup".into() };
+    base.join(format!("criod-{id}"))
+}
+
+/// Processes of a container's cgroup that live.
+pub fn members(id: &str) -> Vec<i32> {
+    let path = cgroup_dir("pids", id).join("cgroup.procs");
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let alive = |p: &i32| sys::proc::stat(*p).is_some_and(|s| s.state != b'Z');
+    text.lines().filter_map(|l| l.parse().ok()).filter(alive).collect()
 }
 
 impl Default for Keeper {
@@ -53,9 +69,29 @@ impl Keeper {
 
     /// SIGKILL, and a new one.
     pub fn replace(&mut self) {
+        self.kill();
+        self.child = spawn_keeper(self.dir.path());
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    /// A new one in place of one that was killed.
+    pub fn restart(&mut self) {
         self.child = spawn_keeper(self.dir.path());
+    }
+
+    /// Its pid.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 }
 
@@ -127,6 +163,16 @@ impl Default for Options {
 impl<'a> Container<'a> {
     /// Lays a bundle out that runs `script` with busybox, and forks a monitor for it.
     pub fn new(keeper: &'a Keeper, script: &str, options: &Options) -> Container<'a> {
+        Container::with(keeper, script, options, |_| {})
+    }
+
+    /// The same with another configuration of the monitor.
+    pub fn with(
+        keeper: &'a Keeper,
+        script: &str,
+        options: &Options,
+        change: impl FnOnce(&mut Config),
+    ) -> Container<'a> {
         let n = NEXT.fetch_add(1, Ordering::Relaxed);
         let id = format!("e2e-{}-{n}", std::process::id());
         let dir = keeper.dir.path().join(&id);
@@ -158,13 +204,13 @@ impl<'a> Container<'a> {
                   "options": ["newinstance", "ptmxmode=0666", "mode=0620"] },
             ],
             "linux": {
-                "namespaces": namespaces, "cgroupsPath": format!("/criod-e2e/{id}"),
+                "namespaces": namespaces, "cgroupsPath": format!("/criod-{id}"),
                 "resources": { "memory": options.memory.map(|m| serde_json::json!({ "limit": m, "swap": m })) },
             },
         });
         fs::write(bundle.join("config.json"), spec.to_string()).unwrap();
         let log = dir.join("0.log");
-        let config = Config {
+        let mut config = Config {
             id: id.clone(),
             bundle: bundle.to_str().unwrap().into(),
             runtime: options.runtime.clone(),
@@ -172,15 +218,16 @@ impl<'a> Container<'a> {
             log_path: log.to_str().unwrap().into(),
             terminal: options.terminal,
             keeper: keeper.dir.path().join("keeper.sock").to_str().unwrap().into(),
-            cgroups: vec![
-                format!("/sys/fs/cgroup/memory/criod-e2e/{id}"),
-                format!("/sys/fs/cgroup/pids/criod-e2e/{id}"),
-            ],
+            cgroups: ["memory", "pids", "freezer"]
+                .map(|c| cgroup_dir(c, &id).to_str().unwrap().to_owned())
+                .to_vec(),
             shared_pid: options.host_pid,
             direct_signal: true,
             env: vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin".into()],
             ..Config::new()
         };
+        change(&mut config);
+        let log = config.log_path.clone().into();
         fs::write(dir.join("config"), config.write_to_bytes().unwrap()).unwrap();
         let mut made = Container { keeper, id, dir, log, monitor: 0, pidfd: None };
         made.fork();
@@ -221,10 +268,15 @@ impl<'a> Container<'a> {
     pub fn kill_monitor(&self) {
         let pidfd = self.pidfd.as_ref().unwrap();
         sys::pidfd::send_signal(pidfd.as_fd(), 9).unwrap();
-        eventually("the monitor is gone", || {
-            let lock = fs::File::open(self.dir.join("lock")).unwrap();
-            nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).ok()
-        });
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, 10_000u16).unwrap(), 1, "the monitor lives on");
+    }
+
+    /// Has the monitor ended?
+    pub fn monitor_ended(&self) -> bool {
+        let pidfd = self.pidfd.as_ref().unwrap();
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, 0u16).unwrap() == 1
     }
 
     /// Calls the monitor.
@@ -267,6 +319,13 @@ impl Drop for Container<'_> {
         }
         if let Some(pidfd) = &self.pidfd {
             let _ = sys::pidfd::send_signal(pidfd.as_fd(), 9);
+        }
+        // A monitor that the test has lost sight of, and runtimes that hang.
+        for pid in sys::proc::with_argument(self.dir.to_str().unwrap_or_default()) {
+            sys::proc::signal(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        for pid in sys::proc::with_argument(&self.id) {
+            sys::proc::kill_tree(pid);
         }
         let _ = Command::new("/usr/sbin/runc")
             .arg("--root")

@@ -1,11 +1,10 @@
 //! criod-monitor and criod-keeper with real containers: the life of one, and every death.
 
-use std::path::Path;
 use std::time::Duration;
 
 use api_monitor::monitor::*;
 use e2e::eventually;
-use e2e::monitor::{Container, Keeper, Options};
+use e2e::monitor::{Container, Keeper, Options, members};
 use ttrpc::context::Context;
 
 fn ctx() -> Context {
@@ -61,7 +60,7 @@ async fn sh(c: &Container<'_>, script: &str, timeout_ms: u64) -> ExecSyncRespons
 }
 
 fn cgroup(c: &Container<'_>) -> std::path::PathBuf {
-    Path::new("/sys/fs/cgroup/pids/criod-e2e").join(&c.id)
+    e2e::monitor::cgroup_dir("pids", &c.id)
 }
 
 fn lines(word: &str, n: u32) -> Vec<String> {
@@ -87,7 +86,7 @@ async fn a_life() {
     assert_eq!(c.texts("stdout"), ["out", "unfinished"]);
     assert_eq!(c.texts("stderr"), ["err"]);
     assert_eq!(code(&delete(&c).await.state.unwrap()), (3, 0, false));
-    eventually("the monitor ends", || sys::proc::stat(c.monitor).is_none().then_some(()));
+    eventually("the monitor ends", || c.monitor_ended().then_some(()));
     assert!(keeper.connect().call(&["GET", &c.id], &[]).unwrap().fds.is_empty());
 }
 
@@ -153,11 +152,7 @@ async fn exec_keeps_streams_apart_and_leaves_no_orphan() {
 
     let late = sh(&c, "sleep 2000 & setsid sleep 2000 & sleep 2000", 300).await;
     assert!(late.timed_out);
-    eventually("only init is left", || {
-        let procs = std::fs::read_to_string(cgroup(&c).join("cgroup.procs")).unwrap();
-        let alive = |p: &&str| sys::proc::stat(p.parse().unwrap()).is_some_and(|s| s.state != b'Z');
-        (procs.lines().filter(alive).count() == 1).then_some(())
-    });
+    eventually("only init is left", || (members(&c.id).len() == 1).then_some(()));
     let error = exec(&c, &["/nope"], 0).await.unwrap_err().to_string();
     assert!(error.contains("/nope"), "{error}");
     // A background process that keeps the pipe open does not hold the answer up.
@@ -312,7 +307,7 @@ async fn two_monitors_of_one_container_cannot_be() {
     let sock = c.dir.join("monitor.sock");
     std::fs::rename(&sock, c.dir.join("kept")).unwrap();
     c.fork();
-    eventually("the second one goes", || sys::proc::stat(c.monitor).is_none().then_some(()));
+    eventually("the second one goes", || c.monitor_ended().then_some(()));
     assert!(sys::proc::stat(first).is_some());
     std::fs::rename(c.dir.join("kept"), &sock).unwrap();
     assert_eq!(state(&c).await.monitor_pid, first);
