@@ -13,6 +13,11 @@
 //	CRI_CGROUP_PARENT     cgroup parent of the pods (optional)
 //	CRI_RUNTIME_HANDLER   runtime handler of the pods (optional)
 //
+// The registry's registries.conf (as test-images writes it) also lets the runtime speak plain HTTP
+// to any port of the loopback: some specs put odd servers of their own in front of the registry.
+//
+// tests/lib/conformance.sh runs all this, against a socket or against Debian's containerd.
+//
 // Each spec is a Go test, named after the call and what is promised. Known deviations of other
 // runtimes stand in deviations_test.go; "-runtime containerd" leaves those out.
 package conformance

@@ -257,8 +257,14 @@ func podConfig(t *testing.T, options ...func(*cri.PodSandboxConfig)) *cri.PodSan
 		Linux: &cri.LinuxPodSandboxConfig{
 			CgroupParent: os.Getenv("CRI_CGROUP_PARENT"),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{
-				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
+				NamespaceOptions: &cri.NamespaceOption{
+					Pid:           cri.NamespaceMode_CONTAINER,
+					UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_NODE},
+				},
+				Seccomp: &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
 			},
+			Overhead:  &cri.LinuxContainerResources{},
+			Resources: &cri.LinuxContainerResources{},
 		},
 	}
 	for _, option := range options {
@@ -331,6 +337,7 @@ func (p *pod) config(image string, command []string, options ...func(*cri.Contai
 			Resources: &cri.LinuxContainerResources{},
 			SecurityContext: &cri.LinuxContainerSecurityContext{
 				NamespaceOptions: p.cfg.Linux.SecurityContext.NamespaceOptions,
+				Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined},
 			},
 		},
 	}

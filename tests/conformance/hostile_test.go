@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"net/http"
@@ -275,4 +276,43 @@ func TestPullImageWithABearerToken(t *testing.T) {
 	if asked.Load() < 2 {
 		t.Errorf("a token was asked for %d times", asked.Load())
 	}
+}
+
+// A registry that falls silent costs its own pull, and nobody else's.
+func TestPullImageFromAStalledRegistryHoldsUpNothingElse(t *testing.T) {
+	ctx := spec(t)
+	release, reached := make(chan struct{}), make(chan struct{}, 100)
+	address := odd(t, func(next http.Handler) http.HandlerFunc {
+		return func(w http.ResponseWriter, r *http.Request) {
+			if isBlob(r) {
+				reached <- struct{}{}
+				<-release
+			}
+			next.ServeHTTP(w, r)
+		}
+	})
+	t.Cleanup(func() { close(release) })
+	name := address + "/test/single-15:1"
+	short, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() {
+		_, err := images.PullImage(short, named(name), nil, nil)
+		done <- err
+	}()
+	select {
+	case <-reached:
+	case err := <-done:
+		t.Fatalf("PullImage: %v", err)
+	}
+	if s := imageStatus(t, name); s != nil {
+		t.Errorf("half an image: %v", s)
+	}
+	take(t, ref("single-16:1"))
+	stillWorks(t, runPod(t, ctx))
+	cancel()
+	if err := <-done; err == nil {
+		t.Error("it was pulled")
+	}
+	// A pull that is still under way inside, and succeeds later, is not left behind.
+	removeImageAfter(t, name)
 }

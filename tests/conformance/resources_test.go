@@ -2,9 +2,15 @@ package conformance
 
 import (
 	"context"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	internalapi "k8s.io/cri-api/pkg/apis"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	criclient "k8s.io/cri-client/pkg"
@@ -112,6 +118,80 @@ func TestContainerNoNewPrivileges(t *testing.T) {
 	if got := k.exec("grep NoNewPrivs /proc/1/status"); got != "NoNewPrivs:\t1\n" {
 		t.Errorf("got %q", got)
 	}
+}
+
+func TestContainerSeccomp(t *testing.T) {
+	ctx := spec(t)
+	p := runPod(t, ctx)
+	for kind, want := range map[cri.SecurityProfile_ProfileType]string{
+		cri.SecurityProfile_Unconfined: "0", cri.SecurityProfile_RuntimeDefault: "2",
+	} {
+		t.Run(kind.String(), func(t *testing.T) {
+			known(t)
+			p := &pod{t: t, ctx: ctx, id: p.id, cfg: p.cfg}
+			k := p.run(idle, func(c *cri.ContainerConfig) {
+				c.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: kind}
+			})
+			if got := k.exec("grep ^Seccomp: /proc/1/status"); got != "Seccomp:\t"+want+"\n" {
+				t.Errorf("got %q", got)
+			}
+		})
+	}
+}
+
+// The kubelet kills what is in the pod's cgroup, and removes it, before it removes the pod.
+func TestPodWhoseCgroupIsGone(t *testing.T) {
+	ctx := spec(t)
+	if c, err := runtime.RuntimeConfig(ctx); err == nil && c.GetLinux().GetCgroupDriver() == cri.CgroupDriver_SYSTEMD {
+		t.Skip("the cgroup would be systemd's to remove")
+	}
+	parent := unique("conformance")
+	removed := func() bool {
+		var dirs []string
+		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			found, _ := filepath.Glob(pattern + parent)
+			dirs = append(dirs, found...)
+		}
+		for _, dir := range dirs {
+			var inside []string
+			filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					inside = append(inside, path)
+				}
+				return nil
+			})
+			for _, path := range slices.Backward(inside) {
+				data, _ := os.ReadFile(path + "/cgroup.procs")
+				for _, word := range strings.Fields(string(data)) {
+					if pid, err := strconv.Atoi(word); err == nil && pid > 1 {
+						unix.Kill(pid, unix.SIGKILL)
+					}
+				}
+				unix.Rmdir(path)
+			}
+		}
+		for _, dir := range dirs {
+			if exists(dir) {
+				return false
+			}
+		}
+		return true
+	}
+	t.Cleanup(func() { eventually(t, "the cgroup's end", removed) })
+	p := runPod(t, ctx, func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = "/" + parent })
+	k := p.run("while :; do sleep 1; done")
+	found, _ := filepath.Glob("/sys/fs/cgroup/*/" + parent)
+	if len(found) == 0 && !exists("/sys/fs/cgroup/"+parent) {
+		t.Error("the pod is not in the cgroup that was asked for")
+	}
+	eventually(t, "the cgroup's end", removed)
+	if s := k.wait(); s.ExitCode != 137 {
+		t.Errorf("exit code %d", s.ExitCode)
+	}
+	ok(t, runtime.StopContainer(ctx, k.id, 5), "StopContainer")
+	ok(t, runtime.RemoveContainer(ctx, k.id), "RemoveContainer")
+	ok(t, runtime.StopPodSandbox(ctx, p.id), "StopPodSandbox")
+	ok(t, runtime.RemovePodSandbox(ctx, p.id), "RemovePodSandbox")
 }
 
 // Any user may open its standard output again.

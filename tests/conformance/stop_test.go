@@ -113,7 +113,7 @@ func TestStopContainerHoldsUpNoOtherCall(t *testing.T) {
 	k := p.run("trap 'touch /asked' TERM; echo ready; while :; do sleep 0.05; done")
 	eventually(t, "the trap", func() bool { return strings.Contains(k.output(), "ready") })
 	stopped := make(chan error, 1)
-	go func() { stopped <- runtime.StopContainer(ctx, k.id, 15) }()
+	go func() { stopped <- runtime.StopContainer(ctx, k.id, 40) }()
 	eventually(t, "the signal", func() bool {
 		stdout, _, err := runtime.ExecSync(ctx, k.id, []string{"ls", "/asked"}, patience)
 		return err == nil && len(stdout) > 0

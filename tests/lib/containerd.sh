@@ -7,6 +7,8 @@
 #
 # The socket is DIR/containerd.sock. Pods get addresses of 10.99.77.0/24 from a bridge of their own.
 set -eu
+# Debian's runc, whatever else may be installed.
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
 
 bridge=criod-conf0
 
