@@ -1,2 +1,159 @@
-//! Empty as yet.
-fn main() {}
+//! criod: the daemon, and a small client beside it.
+//!
+//! ```text
+//! criod [flags]          the daemon          criod run, ps, logs, …   the client
+//! criod [flags] config   the effective configuration
+//! ```
+//! | module       | what                                                                       |
+//! |--------------|----------------------------------------------------------------------------|
+//! | `daemon`     | from start to end                                                          |
+//! | `server`     | the socket: gRPC, and `inspect` over HTTP/1                                |
+//! | `cri`        | the CRI service: the only place that answers in its types                  |
+//! | `node`       | all that is known, and the indexes over it                                 |
+//! | `pods`       | a pod sandbox's life                                                       |
+//! | `containers` | a container's life                                                         |
+//! | `exec`       | commands in containers                                                     |
+//! | `spec`       | from a request to a runtime's spec                                         |
+//! | `files`      | what a pod's containers find in /etc and /dev/shm                          |
+//! | `network`    | CNI and host ports                                                         |
+//! | `stats`      | what containers use                                                        |
+//! | `record`     | what is on disk of pods and containers                                     |
+//! | `recover`    | what a start finds, and what is taken up again                             |
+//! | `monitor`    | calls to a container's monitor, and its replacement                        |
+//! | `keeper`     | calls to the keeper, and its replacement                                   |
+//! | `error`      | what can go wrong, and which code says so                                  |
+
+mod containers;
+mod cri;
+mod daemon;
+mod error;
+mod exec;
+mod files;
+mod inspect;
+mod keeper;
+mod monitor;
+mod network;
+mod node;
+mod pods;
+mod record;
+mod recover;
+mod server;
+mod spec;
+mod stats;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use criod_config::Loaded;
+use tracing::{error, warn};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// What a configuration error ends with (EX_CONFIG): a service manager need not try again.
+const EXIT_CONFIG: u8 = 78;
+
+fn command() -> Command {
+    let config = Command::new("config")
+        .about("Print the effective configuration, with a comment on each key")
+        .arg(
+            Arg::new("default")
+                .long("default")
+                .action(ArgAction::SetTrue)
+                .help("Print the built-in defaults instead"),
+        );
+    Command::new("criod")
+        .about("A Kubernetes container runtime; without a subcommand, the daemon")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(criod_config::flags())
+        .subcommand(config)
+        .subcommands(criod_client::commands())
+}
+
+fn main() -> ExitCode {
+    let matches = command().get_matches();
+    match matches.subcommand() {
+        None => daemon(&matches),
+        Some(("config", sub)) => print_config(&matches, sub.get_flag("default")),
+        Some(_) => match runtime() {
+            Ok(runtime) => {
+                runtime.block_on(criod_client::run(&matches, criod_client::DEFAULT_ENDPOINT))
+            }
+            Err(e) => fail(&format!("cannot start: {e}"), 1),
+        },
+    }
+}
+
+fn fail(text: &str, code: u8) -> ExitCode {
+    // Nobody is left to tell when stderr is gone.
+    let _ = writeln!(std::io::stderr(), "criod: {text}");
+    ExitCode::from(code)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn print_config(matches: &ArgMatches, default: bool) -> ExitCode {
+    let text = if default {
+        criod_config::default_toml()
+    } else {
+        match criod_config::read(matches, &variable) {
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    fail(&format!("warning: {warning}"), 0);
+                }
+                criod_config::to_toml(&loaded.config, &loaded.defaults)
+            }
+            Err(e) => return fail(&e.to_string(), EXIT_CONFIG),
+        }
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn daemon(matches: &ArgMatches) -> ExitCode {
+    let loaded = match criod_config::load(matches, &variable) {
+        Ok(loaded) => loaded,
+        Err(e) => return fail(&e.to_string(), EXIT_CONFIG),
+    };
+    log_to(&loaded);
+    for warning in &loaded.warnings {
+        warn!("{warning}");
+    }
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(&format!("cannot start: {e}"), 1),
+    };
+    let result = runtime.block_on(daemon::run(loaded.config));
+    // Operations in flight go on from their records when the next criod starts.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            error!("{}", e.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Logs to the journal where stderr leads there, else to stderr.
+fn log_to(loaded: &Loaded) {
+    let filter = EnvFilter::new(loaded.config.log_level.to_string());
+    let registry = tracing_subscriber::registry().with(filter);
+    let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
+    match journal {
+        Some(journal) => registry.with(journal).init(),
+        None => {
+            let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+            registry.with(stderr.with_ansi(false)).init();
+        }
+    }
+}

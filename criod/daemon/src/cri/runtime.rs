@@ -1,0 +1,304 @@
+//! RuntimeService. What is not built yet answers Unimplemented.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use api_cri::v1::runtime_service_server::RuntimeService;
+use api_cri::v1::*;
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use crate::error::{Error, Result};
+use crate::node::{Node, blocking};
+
+/// Answers the CRI's RuntimeService.
+#[derive(Debug, Clone)]
+pub(crate) struct Runtime(pub(crate) Arc<Node>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn answer<T>(value: T) -> Answer<T> {
+    Ok(Response::new(value))
+}
+
+/// Ids of filters may be cut short.
+fn id_matches(id: &str, wanted: &str) -> bool {
+    wanted.is_empty() || id.starts_with(wanted)
+}
+
+impl Runtime {
+    fn conditions(&self) -> Vec<RuntimeCondition> {
+        let ready =
+            RuntimeCondition { r#type: "RuntimeReady".into(), status: true, ..Default::default() };
+        let network = match self.0.network.list() {
+            Ok(_) => RuntimeCondition {
+                r#type: "NetworkReady".into(),
+                status: true,
+                ..Default::default()
+            },
+            Err(why) => RuntimeCondition {
+                r#type: "NetworkReady".into(),
+                status: false,
+                reason: "NetworkPluginNotReady".into(),
+                message: format!("Network plugin returns error: {why}"),
+            },
+        };
+        vec![ready, network]
+    }
+
+    fn handlers(&self) -> Vec<RuntimeHandler> {
+        let names = std::iter::once("").chain(self.0.config.runtimes.keys().map(String::as_str));
+        names
+            .map(|name| RuntimeHandler {
+                name: name.to_owned(),
+                features: Some(RuntimeHandlerFeatures {
+                    recursive_read_only_mounts: false,
+                    user_namespaces: false,
+                }),
+            })
+            .collect()
+    }
+
+    fn list(&self, filter: Option<ContainerFilter>) -> Vec<Container> {
+        let filter = filter.unwrap_or_default();
+        let mut all: Vec<_> = self.0.all_containers().iter().map(|c| c.record.get()).collect();
+        all.retain(|r| {
+            convert::listed(r)
+                && id_matches(&r.id, &filter.id)
+                && id_matches(&r.pod, &filter.pod_sandbox_id)
+                && filter.state.as_ref().is_none_or(|s| s.state == convert::container_state(r))
+                && convert::selected(&r.config.0.labels, &filter.label_selector)
+        });
+        all.sort_by_key(|r| std::cmp::Reverse(r.created_at));
+        all.iter().map(|r| convert::container(r)).collect()
+    }
+
+    fn verbose(&self, id: &str, pid: i32, sandbox: &str) -> BTreeMap<String, String> {
+        let path = self.0.paths.bundle(id).join("config.json");
+        let spec = std::fs::read_to_string(path).unwrap_or_default();
+        let spec: serde_json::Value = serde_json::from_str(&spec).unwrap_or_default();
+        let info = serde_json::json!({
+            "sandboxID": sandbox, "pid": pid, "runtimeSpec": spec,
+        });
+        BTreeMap::from([("info".to_owned(), info.to_string())])
+    }
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(&self, _: Request<VersionRequest>) -> Answer<VersionResponse> {
+        answer(VersionResponse {
+            version: "0.1.0".into(),
+            runtime_name: "criod".into(),
+            runtime_version: env!("CARGO_PKG_VERSION").into(),
+            runtime_api_version: "v1".into(),
+        })
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
+        let mut info = BTreeMap::new();
+        if request.into_inner().verbose {
+            let config = criod_config::to_toml(&self.0.config, &self.0.config);
+            let value =
+                serde_json::json!({ "crio": config, "sandboxImage": self.0.config.pause_image });
+            info.insert("config".to_owned(), value.to_string());
+        }
+        answer(StatusResponse {
+            status: Some(RuntimeStatus { conditions: self.conditions() }),
+            info,
+            runtime_handlers: self.handlers(),
+            features: Some(RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: false,
+                mount_options: true,
+            }),
+        })
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<RuntimeConfigRequest>,
+    ) -> Answer<RuntimeConfigResponse> {
+        answer(RuntimeConfigResponse {
+            linux: Some(LinuxRuntimeConfiguration { cgroup_driver: CgroupDriver::Cgroupfs as i32 }),
+        })
+    }
+
+    /// The pod CIDR is the CNI configuration's business.
+    async fn update_runtime_config(
+        &self,
+        _: Request<UpdateRuntimeConfigRequest>,
+    ) -> Answer<UpdateRuntimeConfigResponse> {
+        answer(UpdateRuntimeConfigResponse {})
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<RunPodSandboxRequest>,
+    ) -> Answer<RunPodSandboxResponse> {
+        let pod_sandbox_id = self.0.run_pod(request.into_inner()).await?;
+        answer(RunPodSandboxResponse { pod_sandbox_id })
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<StopPodSandboxRequest>,
+    ) -> Answer<StopPodSandboxResponse> {
+        self.0.stop_pod(&request.into_inner().pod_sandbox_id).await?;
+        answer(StopPodSandboxResponse {})
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<RemovePodSandboxRequest>,
+    ) -> Answer<RemovePodSandboxResponse> {
+        self.0.remove_pod(&request.into_inner().pod_sandbox_id).await?;
+        answer(RemovePodSandboxResponse {})
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<PodSandboxStatusRequest>,
+    ) -> Answer<PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        let pod = self.0.pod(&request.pod_sandbox_id)?;
+        let record = pod.record.get();
+        if !convert::listed_pod(&record) {
+            return Err(Error::not_found("pod sandbox", &request.pod_sandbox_id).into());
+        }
+        let mut containers: Vec<_> =
+            self.0.containers_of(&pod.id).iter().map(|c| c.record.get()).collect();
+        containers.retain(|r| convert::listed(r));
+        let info = match request.verbose {
+            true => self.verbose(&pod.id, record.infra_pid, &pod.id),
+            false => BTreeMap::new(),
+        };
+        answer(PodSandboxStatusResponse {
+            status: Some(convert::pod_status(&record)),
+            info,
+            containers_statuses: containers.iter().map(|r| convert::container_status(r)).collect(),
+            timestamp: sys::clock::realtime(),
+        })
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<ListPodSandboxRequest>,
+    ) -> Answer<ListPodSandboxResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let mut all: Vec<_> = self.0.all_pods().iter().map(|p| p.record.get()).collect();
+        all.retain(|r| {
+            convert::listed_pod(r)
+                && id_matches(&r.id, &filter.id)
+                && filter.state.as_ref().is_none_or(|s| s.state == convert::pod_state(r))
+                && convert::selected(&r.config.0.labels, &filter.label_selector)
+        });
+        all.sort_by_key(|r| std::cmp::Reverse(r.created_at));
+        answer(ListPodSandboxResponse { items: all.iter().map(|r| convert::pod(r)).collect() })
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Answer<CreateContainerResponse> {
+        let container_id = self.0.create(request.into_inner()).await?;
+        answer(CreateContainerResponse { container_id })
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<StartContainerRequest>,
+    ) -> Answer<StartContainerResponse> {
+        self.0.start(&request.into_inner().container_id).await?;
+        answer(StartContainerResponse {})
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<StopContainerRequest>,
+    ) -> Answer<StopContainerResponse> {
+        let request = request.into_inner();
+        self.0.stop(&request.container_id, request.timeout).await?;
+        answer(StopContainerResponse {})
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<RemoveContainerRequest>,
+    ) -> Answer<RemoveContainerResponse> {
+        self.0.remove(&request.into_inner().container_id).await?;
+        answer(RemoveContainerResponse {})
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Answer<ListContainersResponse> {
+        answer(ListContainersResponse { containers: self.list(request.into_inner().filter) })
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<ContainerStatusRequest>,
+    ) -> Answer<ContainerStatusResponse> {
+        let request = request.into_inner();
+        let record = self.0.container(&request.container_id)?.record.get();
+        if !convert::listed(&record) {
+            return Err(Error::not_found("container", &request.container_id).into());
+        }
+        let info = match request.verbose {
+            true => self.verbose(&record.id, record.pid, &record.pod),
+            false => BTreeMap::new(),
+        };
+        answer(ContainerStatusResponse { status: Some(convert::container_status(&record)), info })
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<ReopenContainerLogRequest>,
+    ) -> Answer<ReopenContainerLogResponse> {
+        self.0.reopen_log(&request.into_inner().container_id).await?;
+        answer(ReopenContainerLogResponse {})
+    }
+
+    async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
+        answer(self.0.exec_sync(request.into_inner()).await?)
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<ContainerStatsRequest>,
+    ) -> Answer<ContainerStatsResponse> {
+        let id = request.into_inner().container_id;
+        let container = self.0.container(&id)?;
+        if !convert::listed(&container.record.get()) {
+            return Err(Error::not_found("container", &id).into());
+        }
+        let node = Arc::clone(&self.0);
+        let stats = blocking(move || node.stats_of(&container)).await?;
+        answer(ContainerStatsResponse { stats: Some(stats) })
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<ListContainerStatsRequest>,
+    ) -> Answer<ListContainerStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let mut all = self.0.all_containers();
+        all.retain(|c| {
+            let r = c.record.get();
+            convert::listed(&r)
+                && r.state == crate::record::ContainerState::Running
+                && id_matches(&r.id, &filter.id)
+                && id_matches(&r.pod, &filter.pod_sandbox_id)
+                && convert::selected(&r.config.0.labels, &filter.label_selector)
+        });
+        let node = Arc::clone(&self.0);
+        let stats = blocking(move || {
+            // One that ends meanwhile is left out, not an error for all.
+            Ok(all.iter().filter_map(|c| node.stats_of(c).ok()).collect())
+        })
+        .await?;
+        answer(ListContainerStatsResponse { stats })
+    }
+}

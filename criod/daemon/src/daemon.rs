@@ -1,0 +1,151 @@
+//! The daemon from start to end.
+//!
+//! ```text
+//! configuration ─▶ keeper ─▶ store ─▶ records loaded ─▶ socket served ─▶ resumed ─▶ READY
+//! SIGTERM, SIGINT ─▶ end at once: nothing that matters lives here
+//! ```
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicI64;
+use std::sync::{Arc, RwLock};
+
+use criod_config::{CgroupManager, Config, ShortNameMode};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+
+use crate::error::{Error, Kind, Result};
+use crate::keeper::{self, Keeper};
+use crate::network::Network;
+use crate::node::{Node, Ops, Paths};
+use crate::{recover, server};
+
+/// The cgroup that the keeper and the monitors live in.
+const MONITORS: &str = "/criod-monitors";
+
+/// Runs the daemon until it is told to end.
+pub(crate) async fn run(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::system("handle SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::system("handle SIGINT"))?;
+    let listen = config.listen.clone();
+    let node = build(config).await?;
+    recover::load(&node).await?;
+    let listener = server::listen(&listen, &node.keeper).await?;
+    recover::resume(&node).await;
+    server::announce(&listen);
+    notify("READY=1");
+    tokio::select! {
+        () = server::serve(Arc::clone(&node), listener) => {}
+        _ = terminate.recv() => info!("SIGTERM"),
+        _ = interrupt.recv() => info!("SIGINT"),
+    }
+    notify("STOPPING=1");
+    Ok(())
+}
+
+async fn build(config: Config) -> Result<Arc<Node>> {
+    if config.cgroup_manager == CgroupManager::Systemd {
+        warn!("cgroup_manager = \"systemd\" is not supported yet: cgroupfs is used");
+    }
+    if !config.storage_driver.is_empty() && config.storage_driver != "overlay" {
+        let driver = &config.storage_driver;
+        return Err(Error::unsupported(format!("storage_driver {driver:?} is not supported yet")));
+    }
+    let paths = Paths { root: config.root.clone(), run: config.runroot.clone() };
+    for dir in
+        [paths.pods(), paths.containers(), paths.run.join("containers"), paths.run.join("ns")]
+    {
+        std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+    }
+    // The sockets in it are for root alone.
+    for dir in [&paths.root, &paths.run] {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
+            .map_err(Error::file("protect", dir))?;
+    }
+    let hierarchy = cgroup::Hierarchy::detect().map_err(failed(MONITORS))?;
+    let keeper = Keeper::start(keeper::Options {
+        program: config.keeper_binary(),
+        socket: config.keeper_socket(),
+        log: paths.run.join("keeper.log"),
+        cgroups: monitors(&hierarchy)?,
+    })
+    .await?;
+    let store = storage::Store::open(&paths.root, storage::Options::default())
+        .map_err(|source| Kind::Storage { id: "all images".into(), action: "open", source })?;
+    let store = Arc::new(store);
+    let images = criod_images::Images::new(Arc::clone(&store), images(&config))
+        .map_err(|e| Kind::Image { image: "*".into(), source: Arc::new(e) })?;
+    let monitor_program = config.monitor_binary();
+    let node = Node {
+        pause_program: beside(&monitor_program, "criod-pause"),
+        monitor_program,
+        network: Network::new(&config, &paths.root.join("cni")),
+        boot_id: sys::clock::boot_id().map_err(Error::system("read the boot id"))?,
+        keeper,
+        store,
+        images,
+        hierarchy,
+        pods: RwLock::new(BTreeMap::new()),
+        containers: RwLock::new(BTreeMap::new()),
+        creates: Arc::new(Ops::default()),
+        changes: Arc::new(Ops::default()),
+        last_time: AtomicI64::new(0),
+        cpu: crate::stats::CpuRates::default(),
+        config,
+        paths,
+    };
+    for program in [&node.monitor_program, &node.pause_program] {
+        if !program.exists() {
+            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(Error::file("find the program", program)(missing));
+        }
+    }
+    Ok(Arc::new(node))
+}
+
+fn beside(program: &Path, name: &str) -> PathBuf {
+    program.parent().unwrap_or(Path::new("/")).join(name)
+}
+
+fn failed(name: &str) -> impl Fn(cgroup::Error) -> Error {
+    move |source| Kind::Cgroup { name: name.to_owned(), source }.into()
+}
+
+/// Makes the cgroup of keeper and monitors; returns its folders.
+fn monitors(hierarchy: &cgroup::Hierarchy) -> Result<Vec<PathBuf>> {
+    let group = cgroup::Cgroup::at(hierarchy, MONITORS).map_err(failed(MONITORS))?;
+    group.create().map_err(failed(MONITORS))?;
+    Ok(group.paths())
+}
+
+fn images(config: &Config) -> criod_images::Options {
+    criod_images::Options {
+        registries_conf: config.registries_conf.clone(),
+        registries_conf_dir: Some(config.registries_conf_dir.clone()),
+        global_auth_file: config.global_auth_file.clone(),
+        short_name_mode: Some(match config.short_name_mode {
+            ShortNameMode::Enforcing => registry::ShortNameMode::Enforcing,
+            ShortNameMode::Disabled => registry::ShortNameMode::Disabled,
+        }),
+        pull_progress_timeout: Some(config.pull_progress_timeout),
+        pinned: config.pinned_images.clone(),
+        ..criod_images::Options::default()
+    }
+}
+
+/// Tells the service manager, where there is one.
+fn notify(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|s| match socket.to_str() {
+        Some(name) if name.starts_with('@') => {
+            use std::os::linux::net::SocketAddrExt;
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(&name[1..])?;
+            s.send_to_addr(state.as_bytes(), &address)
+        }
+        _ => s.send_to(state.as_bytes(), &socket),
+    });
+    if let Err(e) = sent {
+        warn!("notify the service manager: {e}");
+    }
+}

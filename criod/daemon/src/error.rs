@@ -1,0 +1,204 @@
+//! What can go wrong, and — in one place — which gRPC code says so.
+//!
+//! A message names the operation and the thing; what lies below is its source and is appended once,
+//! when the error leaves through [`Error::status`] or is logged.
+
+use std::error::Error as _;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tonic::{Code, Status};
+
+/// The result of an operation.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failed operation. Cheap to clone, for several callers may wait for one operation.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(transparent)]
+pub(crate) struct Error(Arc<Kind>);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Kind {
+    #[error("{what} {id:?} not found")]
+    NotFound { what: &'static str, id: String },
+    #[error("{0}")]
+    Missing(String),
+    #[error("{what} {id:?} is ambiguous")]
+    Ambiguous { what: &'static str, id: String },
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    Precondition(String),
+    #[error("{0}")]
+    Exists(String),
+    #[error("{0}")]
+    Unsupported(String),
+    #[error("command {command:?} timed out after {seconds} s")]
+    ExecTimeout { command: String, seconds: i64 },
+    #[error("{action} {path:?}")]
+    File { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("{action}")]
+    System { action: String, source: io::Error },
+    #[error("keeper: {action}")]
+    Keeper { action: &'static str, source: io::Error },
+    #[error("container {id}: monitor: {action}")]
+    Monitor { id: String, action: &'static str, source: ttrpc::Error },
+    /// The runtime refused; its own words.
+    #[error("{0}")]
+    Runtime(String),
+    #[error("network of pod {pod}: {action}")]
+    Network { pod: String, action: &'static str, source: cni::Error },
+    #[error("host ports of pod {pod}")]
+    HostPorts { pod: String, source: hostport::Error },
+    #[error("namespaces of pod {pod}")]
+    Namespaces { pod: String, source: namespace::Error },
+    #[error("storage of {id}: {action}")]
+    Storage { id: String, action: &'static str, source: storage::Error },
+    #[error("image {image:?}")]
+    Image { image: String, source: Arc<criod_images::Error> },
+    #[error("spec of container {id}")]
+    Spec { id: String, source: oci::Error },
+    #[error("cgroup {name}")]
+    Cgroup { name: String, source: cgroup::Error },
+    #[error("record {path:?}: {problem}")]
+    Record { path: PathBuf, problem: String },
+    #[error("operation ended by a panic")]
+    Panicked,
+}
+
+impl From<Kind> for Error {
+    fn from(kind: Kind) -> Self {
+        Error(Arc::new(kind))
+    }
+}
+
+impl Error {
+    pub(crate) fn not_found(what: &'static str, id: &str) -> Error {
+        Kind::NotFound { what, id: id.to_owned() }.into()
+    }
+
+    /// Something that configuration lacks.
+    pub(crate) fn not_found_text(text: impl Into<String>) -> Error {
+        Kind::Missing(text.into()).into()
+    }
+
+    pub(crate) fn invalid(text: impl Into<String>) -> Error {
+        Kind::Invalid(text.into()).into()
+    }
+
+    pub(crate) fn precondition(text: impl Into<String>) -> Error {
+        Kind::Precondition(text.into()).into()
+    }
+
+    pub(crate) fn unsupported(text: impl Into<String>) -> Error {
+        Kind::Unsupported(text.into()).into()
+    }
+
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Error {
+        let path = path.into();
+        move |source| Kind::File { action, path, source }.into()
+    }
+
+    pub(crate) fn system(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+        let action = action.into();
+        move |source| Kind::System { action, source }.into()
+    }
+
+    /// What a monitor said when it refused, without the wire's words around it.
+    pub(crate) fn monitor_refusal(&self) -> Option<String> {
+        match &*self.0 {
+            Kind::Monitor { source: ttrpc::Error::RpcStatus(status), .. } => {
+                Some(status.message.clone())
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(*self.0, Kind::NotFound { .. })
+    }
+
+    /// The message with all its sources.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.0.to_string();
+        let mut source = self.0.source();
+        while let Some(e) = source {
+            let said = e.to_string();
+            if !text.ends_with(&said) {
+                text.push_str(": ");
+                text.push_str(&said);
+            }
+            source = e.source();
+        }
+        text
+    }
+
+    fn code(&self) -> Code {
+        match &*self.0 {
+            Kind::NotFound { .. } | Kind::Missing(_) => Code::NotFound,
+            Kind::Ambiguous { .. } | Kind::Invalid(_) => Code::InvalidArgument,
+            Kind::Spec { .. } => Code::InvalidArgument,
+            Kind::Precondition(_) => Code::FailedPrecondition,
+            Kind::Exists(_) => Code::AlreadyExists,
+            Kind::Unsupported(_) => Code::Unimplemented,
+            Kind::ExecTimeout { .. } => Code::DeadlineExceeded,
+            Kind::Storage { source, .. } if source.is_no_space() => Code::ResourceExhausted,
+            Kind::File { source, .. } | Kind::System { source, .. }
+                if source.kind() == io::ErrorKind::StorageFull =>
+            {
+                Code::ResourceExhausted
+            }
+            Kind::Keeper { .. } => Code::Unavailable,
+            Kind::Monitor { source: ttrpc::Error::RpcStatus(status), .. } => {
+                match status.code.value() {
+                    9 => Code::FailedPrecondition,
+                    3 => Code::InvalidArgument,
+                    _ => Code::Unknown,
+                }
+            }
+            Kind::Monitor { .. } => Code::Unavailable,
+            Kind::Runtime(_) | Kind::Network { .. } | Kind::HostPorts { .. } => Code::Unknown,
+            Kind::Image { .. } => Code::Unknown,
+            Kind::File { .. }
+            | Kind::System { .. }
+            | Kind::Namespaces { .. }
+            | Kind::Storage { .. }
+            | Kind::Cgroup { .. }
+            | Kind::Record { .. }
+            | Kind::Panicked => Code::Internal,
+        }
+    }
+
+    /// What the caller of a gRPC call gets.
+    pub(crate) fn status(&self) -> Status {
+        if let Kind::Image { source, .. } = &*self.0 {
+            return criod_images::status_of(source);
+        }
+        Status::new(self.code(), self.chain())
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Status {
+        error.status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_is_told_once() {
+        let e = Error::file("read", "/x")(io::Error::from(io::ErrorKind::NotFound));
+        assert_eq!(e.status().message(), "read \"/x\": entity not found");
+        assert_eq!(e.status().code(), Code::Internal);
+        assert_eq!(Error::not_found("pod", "a").status().code(), Code::NotFound);
+        let full = Error::file("write", "/x")(io::Error::from(io::ErrorKind::StorageFull));
+        assert_eq!(full.status().code(), Code::ResourceExhausted);
+    }
+}

@@ -1,0 +1,137 @@
+//! Files that criod makes for a pod: resolv.conf, hosts, hostname, and its /dev/shm.
+//!
+//! They lie in the pod's folder below runroot and are bound into its containers, unless a
+//! container brings mounts of its own at these places (the kubelet brings /etc/hosts).
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+
+use api_cri::v1::DnsConfig;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::error::{Error, Result};
+
+/// Where in a container a file of the pod goes.
+pub(crate) const FILES: [(&str, &str); 3] =
+    [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("hostname", "/etc/hostname")];
+
+/// Size of a pod's /dev/shm in bytes, as other runtimes have it.
+const SHM_SIZE: u64 = 64 << 20;
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(Error::file("write", path))
+}
+
+/// Writes hostname and resolv.conf.
+pub(crate) fn prepare(dir: &Path, hostname: &str, dns: Option<&DnsConfig>) -> Result<()> {
+    fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+    write(&dir.join("hostname"), &format!("{hostname}\n"))?;
+    let text = match dns {
+        Some(dns) if *dns != DnsConfig::default() => resolv_conf(dns)?,
+        // Nothing was asked for: the node's own. It may have none.
+        _ => fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    };
+    write(&dir.join("resolv.conf"), &text)
+}
+
+/// The text of resolv.conf for a DNS configuration.
+fn resolv_conf(dns: &DnsConfig) -> Result<String> {
+    let all = dns.servers.iter().chain(&dns.searches).chain(&dns.options);
+    if let Some(bad) = all.into_iter().find(|w| w.contains(['\n', '\r'])) {
+        return Err(Error::invalid(format!("dns_config: line break in {bad:?}")));
+    }
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    Ok(text)
+}
+
+/// Writes /etc/hosts: the node's for a pod on the node's network, else the pod's names.
+pub(crate) fn hosts(dir: &Path, host_network: bool, hostname: &str, ips: &[IpAddr]) -> Result<()> {
+    let text = if host_network {
+        fs::read_to_string("/etc/hosts").unwrap_or_default()
+    } else {
+        let own = ips.iter().map(|ip| format!("{ip}\t{hostname}\n")).collect::<String>();
+        format!(
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
+             fe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
+             ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n{own}"
+        )
+    };
+    write(&dir.join("hosts"), &text)
+}
+
+/// Mounts the pod's /dev/shm, if it is not mounted.
+pub(crate) fn mount_shm(dir: &Path) -> Result<()> {
+    let shm = dir.join("shm");
+    fs::create_dir_all(&shm).map_err(Error::file("create", &shm))?;
+    if mounted(&shm) {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let options = format!("mode=1777,size={SHM_SIZE}");
+    mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
+        .map_err(|e| Error::file("mount tmpfs at", &shm)(e.into()))
+}
+
+/// Unmounts the pod's /dev/shm and removes the pod's folder. May be repeated.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    let shm = dir.join("shm");
+    if mounted(&shm) {
+        umount2(&shm, MntFlags::MNT_DETACH).map_err(|e| Error::file("unmount", &shm)(e.into()))?;
+    }
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", dir)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn mounted(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let device = |p: &Path| fs::metadata(p).map(|m| m.dev()).ok();
+    match (device(path), path.parent().and_then(device)) {
+        (Some(own), Some(parent)) => own != parent,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dns_as_the_kubelet_gives_it() {
+        let dns = DnsConfig {
+            servers: vec!["10.96.0.10".into(), "::1".into()],
+            searches: vec!["a.svc".into(), "svc".into()],
+            options: vec!["ndots:5".into()],
+        };
+        assert_eq!(
+            resolv_conf(&dns).unwrap(),
+            "search a.svc svc\nnameserver 10.96.0.10\nnameserver ::1\noptions ndots:5\n"
+        );
+        let evil = DnsConfig { servers: vec!["1.1.1.1\nsearch evil".into()], ..dns };
+        assert!(resolv_conf(&evil).is_err());
+    }
+
+    #[test]
+    fn shm_comes_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let pod = dir.path().join("pod");
+        prepare(&pod, "h", None).unwrap();
+        mount_shm(&pod).unwrap();
+        mount_shm(&pod).unwrap();
+        assert!(mounted(&pod.join("shm")));
+        remove(&pod).unwrap();
+        remove(&pod).unwrap();
+        assert!(!pod.exists());
+    }
+}

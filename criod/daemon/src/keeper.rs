@@ -1,0 +1,195 @@
+//! criod's side of the keeper: starts it where nobody else does, has it fork monitors and hold the
+//! listening socket.
+//!
+//! Where a service manager runs the keeper it is there before criod; otherwise criod starts it, in
+//! a session of its own, and starts another when it has died. Calls are short and block, so they
+//! run on the blocking pool.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sys::seqpacket::{Conn, Message};
+use tracing::{info, warn};
+
+use crate::error::{Kind, Result};
+
+/// How long the keeper may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a keeper that was started may take to listen.
+const START: Duration = Duration::from_secs(5);
+/// Under which name the keeper holds what is criod's own.
+const OWN: &str = "criod";
+
+/// How to start a keeper.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) program: PathBuf,
+    pub(crate) socket: PathBuf,
+    /// Where what it says goes.
+    pub(crate) log: PathBuf,
+    /// Folders of the cgroup that it and the monitors live in.
+    pub(crate) cgroups: Vec<PathBuf>,
+}
+
+/// The keeper. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Keeper(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    options: Options,
+    conn: Mutex<Option<Conn>>,
+}
+
+impl Keeper {
+    /// Connects, starting the keeper where there is none.
+    pub(crate) async fn start(options: Options) -> Result<Keeper> {
+        let keeper = Keeper(Arc::new(Inner { options, conn: Mutex::new(None) }));
+        keeper.call(vec!["PING".into()], Vec::new(), "ping").await?;
+        tokio::spawn(keeper.clone().guard());
+        Ok(keeper)
+    }
+
+    /// Replaces a keeper that has died, so that monitors can hand their spares over again.
+    async fn guard(self) {
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if let Err(e) = self.call(vec!["PING".into()], Vec::new(), "ping").await {
+                warn!("{}", e.chain());
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        fields: Vec<String>,
+        fds: Vec<OwnedFd>,
+        action: &'static str,
+    ) -> Result<Message> {
+        let inner = Arc::clone(&self.0);
+        let work = move || inner.call(&fields, &fds);
+        let done = tokio::task::spawn_blocking(work).await.map_err(|_| Kind::Panicked)?;
+        Ok(done.map_err(|source| Kind::Keeper { action, source })?)
+    }
+
+    /// Forks a monitor for a container; `stdin` becomes its listening socket. Returns its pid.
+    pub(crate) async fn fork(
+        &self,
+        id: &str,
+        command: Vec<String>,
+        stdin: OwnedFd,
+        stderr: OwnedFd,
+    ) -> Result<i32> {
+        let mut fields = vec!["FORK".into(), id.to_owned()];
+        fields.extend(command);
+        let answer = self.call(fields, vec![stdin, stderr], "fork a monitor").await?;
+        let pid = answer.fields.first().and_then(|p| p.parse().ok());
+        pid.ok_or_else(|| {
+            let source = io::Error::from(io::ErrorKind::InvalidData);
+            Kind::Keeper { action: "fork a monitor", source }.into()
+        })
+    }
+
+    /// Forgets what is held for a container whose monitor cannot say so itself.
+    pub(crate) async fn forget(&self, id: &str) -> Result<()> {
+        self.call(vec!["DROP".into(), id.to_owned()], Vec::new(), "forget").await.map(|_| ())
+    }
+
+    /// Containers that it holds something for.
+    pub(crate) async fn held(&self) -> Result<Vec<String>> {
+        let mut ids: Vec<String> = Vec::new();
+        loop {
+            let after = ids.last().cloned().unwrap_or_default();
+            let page = self.call(vec!["LIST".into(), after], Vec::new(), "list").await?.fields;
+            if page.is_empty() {
+                ids.retain(|id| id != OWN);
+                return Ok(ids);
+            }
+            ids.extend(page);
+        }
+    }
+
+    /// A descriptor of criod's own that an earlier criod left there.
+    pub(crate) async fn own(&self, name: &str) -> Result<Option<OwnedFd>> {
+        let answer = self.call(vec!["GET".into(), OWN.into()], Vec::new(), "get").await?;
+        Ok(answer.fields.iter().zip(answer.fds).find(|(n, _)| *n == name).map(|(_, fd)| fd))
+    }
+
+    /// Leaves a descriptor there for a later criod.
+    pub(crate) async fn keep(&self, name: &str, fd: OwnedFd) -> Result<()> {
+        let fields = vec!["SPARE".into(), OWN.into(), name.to_owned()];
+        self.call(fields, vec![fd], "keep").await.map(|_| ())
+    }
+}
+
+impl Inner {
+    fn call(&self, fields: &[String], fds: &[OwnedFd]) -> io::Result<Message> {
+        let mut conn = self.conn.lock().unwrap_or_else(PoisonError::into_inner);
+        let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        if let Some(open) = conn.as_ref() {
+            match open.call(&fields, &fds) {
+                // The connection is broken: FORK, the only call that must not be done twice, is
+                // not, for a second monitor finds the lock taken.
+                Err(e) if e.kind() != io::ErrorKind::Other => *conn = None,
+                other => return other,
+            }
+        }
+        let open = conn.insert(self.connect()?);
+        open.call(&fields, &fds)
+    }
+
+    fn connect(&self) -> io::Result<Conn> {
+        if let Ok(conn) = Conn::connect(&self.options.socket, PATIENCE)
+            && conn.call(&["PING"], &[]).is_ok()
+        {
+            return Ok(conn);
+        }
+        self.spawn()?;
+        let end = std::time::Instant::now() + START;
+        loop {
+            match Conn::connect(&self.options.socket, PATIENCE) {
+                Ok(conn) => return Ok(conn),
+                Err(e) if std::time::Instant::now() > end => return Err(e),
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    fn spawn(&self) -> io::Result<()> {
+        let options = &self.options;
+        let log = OpenOptions::new().create(true).append(true).open(&options.log)?;
+        let mut command = Command::new(&options.program);
+        command.arg("--socket").arg(&options.socket);
+        for dir in &options.cgroups {
+            command.arg("--cgroup").arg(dir);
+        }
+        let spawned = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir("/")
+            .spawn();
+        let mut child = spawned
+            .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", options.program.display())))?;
+        info!(pid = child.id(), "keeper started");
+        // It outlives us; if it does not, somebody has to reap it.
+        std::thread::Builder::new()
+            .name("keeper".into())
+            .stack_size(64 << 10)
+            .spawn(move || drop(child.wait()))?;
+        Ok(())
+    }
+}
+
+impl Keeper {
+    pub(crate) fn socket(&self) -> &std::path::Path {
+        &self.0.options.socket
+    }
+}

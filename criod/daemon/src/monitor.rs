@@ -1,0 +1,280 @@
+//! criod's side of a monitor: forks it through the keeper, calls it, replaces it when it has died.
+//!
+//! ```text
+//! call ──ok──▶ answer
+//!   │ connection broken
+//!   ▼
+//! lock of the folder free? ──yes──▶ keeper forks a successor ──▶ call again
+//!   │ no: it lives
+//!   └──────────▶ connect anew ──▶ call again
+//! ```
+//! All calls but ExecSync may be repeated, so a broken connection is no error of theirs.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api_monitor::monitor::*;
+use api_monitor::service::MonitorClient;
+use nix::fcntl::{Flock, FlockArg};
+use protobuf::Message;
+use tracing::{info, warn};
+use ttrpc::context::Context;
+
+use crate::error::{Error, Kind, Result};
+use crate::keeper::Keeper;
+
+/// Attempts to reach a monitor before the caller is told.
+const ATTEMPTS: u32 = 5;
+
+/// A container's monitor.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    id: String,
+    dir: PathBuf,
+    program: PathBuf,
+    keeper: Keeper,
+    client: tokio::sync::Mutex<Option<Connected>>,
+}
+
+#[derive(Clone)]
+struct Connected {
+    client: MonitorClient,
+    number: u64,
+}
+
+impl std::fmt::Debug for Connected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "connection {}", self.number)
+    }
+}
+
+/// Whether a monitor of this folder lives.
+pub(crate) fn lives(dir: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().read(true).open(dir.join("lock")) else { return false };
+    matches!(
+        Flock::lock(file, FlockArg::LockExclusiveNonblock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK))
+    )
+}
+
+/// What a monitor wrote down last, whether it lives or not.
+pub(crate) fn last_state(dir: &Path) -> Option<StateResponse> {
+    StateResponse::parse_from_bytes(&fs::read(dir.join("state")).ok()?).ok()
+}
+
+fn no_limit() -> Context {
+    ttrpc::context::with_timeout(0)
+}
+
+fn broken(error: &ttrpc::Error) -> bool {
+    !matches!(error, ttrpc::Error::RpcStatus(_))
+}
+
+impl Monitor {
+    pub(crate) fn new(id: &str, dir: PathBuf, program: PathBuf, keeper: Keeper) -> Monitor {
+        Monitor { id: id.to_owned(), dir, program, keeper, client: tokio::sync::Mutex::default() }
+    }
+
+    /// Writes the configuration and forks the first monitor.
+    pub(crate) async fn begin(&self, config: &Config) -> Result<()> {
+        let bytes = config
+            .write_to_bytes()
+            .map_err(|e| Kind::Record { path: self.dir.join("config"), problem: e.to_string() })?;
+        let path = self.dir.join("config");
+        fs::create_dir_all(&self.dir)
+            .and_then(|()| fs::write(&path, bytes))
+            .map_err(Error::file("write", &path))?;
+        self.fork().await
+    }
+
+    /// Forks a monitor. If one lives after all, the new one finds the lock taken and ends.
+    async fn fork(&self) -> Result<()> {
+        let path = self.dir.join("monitor.sock");
+        let listen = || {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let listener = UnixListener::bind(sys::seqpacket::short_path(&path)?.0)?;
+            let log = self.dir.join("monitor.log");
+            let log = OpenOptions::new().create(true).append(true).open(log)?;
+            Ok((listener, log))
+        };
+        let (listener, log) = listen().map_err(Error::file("listen at", &path))?;
+        let command = vec![
+            self.program.to_string_lossy().into_owned(),
+            "--dir".into(),
+            self.dir.to_string_lossy().into_owned(),
+        ];
+        self.keeper.fork(&self.id, command, listener.into(), log.into()).await?;
+        Ok(())
+    }
+
+    async fn connected(&self) -> Result<Connected> {
+        let mut held = self.client.lock().await;
+        if let Some(connected) = &*held {
+            return Ok(connected.clone());
+        }
+        static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let path = self.dir.join("monitor.sock");
+        let (short, _folder) =
+            sys::seqpacket::short_path(&path).map_err(Error::file("open", &path))?;
+        let address = format!("unix://{}", short.display());
+        let client = ttrpc::r#async::Client::connect(&address)
+            .await
+            .map_err(|source| self.error("connect", source))?;
+        let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let connected = Connected { client: MonitorClient::new(client), number };
+        *held = Some(connected.clone());
+        Ok(connected)
+    }
+
+    /// After a broken connection: forgets it, and replaces a monitor that is dead.
+    async fn mend(&self, number: Option<u64>) -> Result<()> {
+        let mut held = self.client.lock().await;
+        if held.as_ref().map(|c| c.number) != number {
+            return Ok(());
+        }
+        *held = None;
+        if lives(&self.dir) {
+            return Ok(());
+        }
+        warn!(container = self.id, "monitor has died; starting a successor");
+        self.fork().await?;
+        info!(container = self.id, "successor started");
+        Ok(())
+    }
+
+    fn error(&self, action: &'static str, source: ttrpc::Error) -> Error {
+        Kind::Monitor { id: self.id.clone(), action, source }.into()
+    }
+
+    async fn call<T, F: Future<Output = ttrpc::Result<T>>>(
+        &self,
+        action: &'static str,
+        call: impl Fn(MonitorClient) -> F,
+    ) -> Result<T> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let (number, failed) = match self.connected().await {
+                Ok(Connected { client, number }) => match call(client).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(e) if broken(&e) => (Some(number), self.error(action, e)),
+                    Err(e) => return Err(self.error(action, e)),
+                },
+                Err(e) => (None, e),
+            };
+            if attempt >= ATTEMPTS {
+                return Err(failed);
+            }
+            self.mend(number).await?;
+            if attempt > 1 {
+                tokio::time::sleep(Duration::from_millis(20 << attempt)).await;
+            }
+        }
+    }
+
+    pub(crate) async fn create(&self) -> Result<i32> {
+        let request = CreateRequest::new();
+        let call = |c: MonitorClient| {
+            let request = request.clone();
+            async move { c.create(no_limit(), &request).await }
+        };
+        self.call("create", call).await.map(|a| a.pid)
+    }
+
+    pub(crate) async fn start(&self) -> Result<i64> {
+        let request = StartRequest::new();
+        let call = |c: MonitorClient| {
+            let request = request.clone();
+            async move { c.start(no_limit(), &request).await }
+        };
+        self.call("start", call).await.map(|a| a.started_at)
+    }
+
+    pub(crate) async fn stop(&self, signal: i32, timeout: Duration) -> Result<()> {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let request = StopRequest { signal, timeout_ms, ..StopRequest::new() };
+        let call = |c: MonitorClient| {
+            let request = request.clone();
+            async move { c.stop(no_limit(), &request).await }
+        };
+        self.call("stop", call).await.map(|_| ())
+    }
+
+    /// Waits for the container's end, through any number of monitors.
+    pub(crate) async fn wait(&self) -> Result<StateResponse> {
+        let request = WaitRequest::new();
+        loop {
+            let call = |c: MonitorClient| {
+                let request = request.clone();
+                async move { c.wait(no_limit(), &request).await }
+            };
+            match self.call("wait", call).await {
+                Ok(state) => return Ok(state),
+                Err(e) => {
+                    if !self.dir.exists() {
+                        return Err(e);
+                    }
+                    warn!("{}", e.chain());
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    pub(crate) async fn reopen_log(&self) -> Result<()> {
+        let request = ReopenLogRequest::new();
+        let call = |c: MonitorClient| {
+            let request = request.clone();
+            async move { c.reopen_log(no_limit(), &request).await }
+        };
+        self.call("reopen the log", call).await.map(|_| ())
+    }
+
+    /// Runs a command once; a broken connection is an error, for nobody knows how far it came.
+    pub(crate) async fn exec_sync(&self, request: &ExecSyncRequest) -> Result<ExecSyncResponse> {
+        let mut connected = self.connected().await;
+        if connected.is_err() {
+            self.mend(None).await?;
+            connected = self.connected().await;
+        }
+        let Connected { client, number } = connected?;
+        match client.exec_sync(no_limit(), request).await {
+            Err(e) if broken(&e) => {
+                self.mend(Some(number)).await?;
+                Err(self.error("exec", e))
+            }
+            Err(e) => Err(self.error("exec", e)),
+            Ok(answer) => Ok(answer),
+        }
+    }
+
+    /// Deletes the container and ends the monitor. A monitor that is gone has ended.
+    pub(crate) async fn delete(&self) -> Result<()> {
+        if !self.dir.join("config").exists() {
+            return Ok(());
+        }
+        let deleted = || {
+            last_state(&self.dir).is_some_and(|s| s.phase.enum_value() == Ok(Phase::PHASE_DELETED))
+        };
+        if deleted() && !lives(&self.dir) {
+            return Ok(());
+        }
+        let request = DeleteRequest::new();
+        let call = |c: MonitorClient| {
+            let request = request.clone();
+            async move {
+                match c.delete(no_limit(), &request).await {
+                    // It answers, then ends; the answer may be lost with it.
+                    Err(e) if broken(&e) && deleted() => Ok(DeleteResponse::new()),
+                    other => other,
+                }
+            }
+        };
+        self.call("delete", call).await.map(|_| ())
+    }
+}

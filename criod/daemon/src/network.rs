@@ -1,0 +1,290 @@
+//! A pod's network: CNI by the plugins, host ports by portmap or by our own rules.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use api_cri::v1::{PodSandboxConfig, Protocol};
+use cni::{Attachment, Bandwidth, Capabilities, Dns, NetworkList, Plugins};
+use hostport::{Backend, HostPorts, Mapping};
+use tracing::warn;
+
+use crate::error::{Error, Kind, Result};
+use crate::node::lock;
+use crate::record::{HostPort, PodRecord};
+
+/// The interface that a pod's address is on.
+const INTERFACE: &str = "eth0";
+
+/// The node's pod network.
+pub(crate) struct Network {
+    dir: PathBuf,
+    default: String,
+    plugins: Plugins,
+    loaded: Mutex<Option<(cni::Fingerprint, Result<Arc<NetworkList>, String>)>>,
+    host_ports: tokio::sync::OnceCell<HostPorts>,
+    /// Of the pods that lived when criod began.
+    begun_with: Mutex<BTreeMap<String, Vec<Mapping>>>,
+    serve_host_ports: bool,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Network").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// What a pod got.
+#[derive(Debug, Default)]
+pub(crate) struct Attached {
+    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) host_ports: Vec<HostPort>,
+}
+
+fn protocol(number: i32) -> &'static str {
+    match Protocol::try_from(number) {
+        Ok(Protocol::Udp) => "udp",
+        Ok(Protocol::Sctp) => "sctp",
+        _ => "tcp",
+    }
+}
+
+impl Network {
+    pub(crate) fn new(config: &criod_config::Config, cache: &Path) -> Network {
+        let mut dirs = config.plugin_dirs.clone();
+        dirs.extend(config.plugin_dir.clone());
+        Network {
+            dir: config.network_dir.clone(),
+            default: config.cni_default_network.clone(),
+            plugins: Plugins::new(dirs, cache),
+            loaded: Mutex::new(None),
+            host_ports: tokio::sync::OnceCell::new(),
+            begun_with: Mutex::default(),
+            serve_host_ports: !config.disable_hostport_mapping,
+        }
+    }
+
+    /// The network configuration, read again when its folder has changed; else why there is none.
+    pub(crate) fn list(&self) -> Result<Arc<NetworkList>, String> {
+        let now = cni::Config::fingerprint(&self.dir);
+        let mut loaded = lock(&self.loaded);
+        if let Some((then, list)) = &*loaded
+            && *then == now
+        {
+            return list.clone();
+        }
+        let name = (!self.default.is_empty()).then_some(self.default.as_str());
+        let list = cni::Config::load(&self.dir, name).map(Arc::new).map_err(|e| e.to_string());
+        *loaded = Some((now, list.clone()));
+        list
+    }
+
+    /// Attaches a pod. On failure the plugins have been asked to undo it.
+    pub(crate) async fn attach(
+        &self,
+        id: &str,
+        config: &PodSandboxConfig,
+        netns: &Path,
+    ) -> Result<Attached> {
+        let list =
+            self.list().map_err(|e| Error::precondition(format!("network not ready: {e}")))?;
+        let mut attachment = attachment(id, config, Some(netns));
+        let portmap = list.declares("portMappings");
+        if !portmap || !self.serve_host_ports {
+            attachment.capabilities.port_mappings.clear();
+        }
+        let result = self.plugins.add(&list, &attachment).await.map_err(|source| {
+            Error::from(Kind::Network { pod: id.to_owned(), action: "add", source })
+        })?;
+        let addresses = result.pod_addresses(INTERFACE);
+        let mut attached =
+            Attached { ips: addresses.iter().map(|(ip, _)| *ip).collect(), ..Attached::default() };
+        if !portmap && self.serve_host_ports {
+            attached.host_ports = wanted(config)
+                .flat_map(|p| addresses.iter().map(move |(ip, prefix)| (p, *ip, *prefix)))
+                .filter_map(|(p, pod_ip, prefix)| {
+                    Some(HostPort {
+                        protocol: protocol(p.protocol).to_owned(),
+                        host_ip: p.host_ip.parse().ok(),
+                        host_port: u16::try_from(p.host_port).ok()?,
+                        container_port: u16::try_from(p.container_port).ok()?,
+                        pod_ip,
+                        prefix,
+                    })
+                })
+                .collect();
+        }
+        Ok(attached)
+    }
+
+    /// Opens the host ports of a pod.
+    pub(crate) async fn open_ports(&self, id: &str, ports: &[HostPort]) -> Result<()> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let mappings: Vec<Mapping> = ports.iter().map(mapping).collect();
+        let failed = |source| Error::from(Kind::HostPorts { pod: id.to_owned(), source });
+        self.ports().await.map_err(failed)?.add(id, &mappings).await.map_err(failed)
+    }
+
+    async fn ports(&self) -> hostport::Result<&HostPorts> {
+        self.host_ports
+            .get_or_try_init(|| async {
+                let begun_with = lock(&self.begun_with).clone();
+                HostPorts::open(Backend::detect().await?, begun_with).await
+            })
+            .await
+    }
+
+    /// Says which pods lived when criod began, so that their rules stay.
+    pub(crate) async fn begin_with(&self, pods: &[Arc<PodRecord>]) {
+        let all: BTreeMap<_, Vec<_>> = pods
+            .iter()
+            .filter(|p| !p.host_ports.is_empty())
+            .map(|p| (p.id.clone(), p.host_ports.iter().map(mapping).collect()))
+            .collect();
+        let any = !all.is_empty();
+        *lock(&self.begun_with) = all;
+        if any && let Err(e) = self.ports().await {
+            warn!("host ports: {e}");
+        }
+    }
+
+    /// Detaches a pod: its ports, then its interfaces. May be repeated.
+    pub(crate) async fn detach(&self, pod: &PodRecord, netns: Option<&Path>) -> Result<()> {
+        let id = &pod.id;
+        if !pod.host_ports.is_empty() {
+            let failed = |source| Error::from(Kind::HostPorts { pod: id.clone(), source });
+            self.ports().await.map_err(failed)?.remove(id).await.map_err(failed)?;
+        }
+        let list = self.list().ok();
+        let attachment = attachment(id, &pod.config.0, netns);
+        self.plugins
+            .del(list.as_deref(), &attachment)
+            .await
+            .map_err(|source| Kind::Network { pod: id.clone(), action: "delete", source }.into())
+    }
+}
+
+/// Port mappings that mean something: the kubelet lists every port of a container, also those
+/// without a host port.
+fn wanted(config: &PodSandboxConfig) -> impl Iterator<Item = &api_cri::v1::PortMapping> {
+    config.port_mappings.iter().filter(|p| p.host_port > 0)
+}
+
+fn mapping(port: &HostPort) -> Mapping {
+    Mapping {
+        protocol: match port.protocol.as_str() {
+            "udp" => hostport::Protocol::Udp,
+            "sctp" => hostport::Protocol::Sctp,
+            _ => hostport::Protocol::Tcp,
+        },
+        host_ip: port.host_ip,
+        host_port: port.host_port,
+        container_port: port.container_port,
+        pod_ip: port.pod_ip,
+        prefix: port.prefix,
+    }
+}
+
+fn attachment(id: &str, config: &PodSandboxConfig, netns: Option<&Path>) -> Attachment {
+    let m = config.metadata.clone().unwrap_or_default();
+    let mut attachment =
+        Attachment::for_pod(id, netns.map(Path::to_owned), &m.namespace, &m.name, &m.uid);
+    let port_mappings = wanted(config)
+        .filter_map(|p| {
+            Some(cni::PortMapping {
+                host_port: u16::try_from(p.host_port).ok()?,
+                container_port: u16::try_from(p.container_port).ok()?,
+                protocol: match Protocol::try_from(p.protocol) {
+                    Ok(Protocol::Udp) => cni::Protocol::Udp,
+                    Ok(Protocol::Sctp) => cni::Protocol::Sctp,
+                    _ => cni::Protocol::Tcp,
+                },
+                host_ip: p.host_ip.parse().ok(),
+            })
+        })
+        .collect();
+    let dns = config.dns_config.clone().unwrap_or_default();
+    attachment.capabilities = Capabilities {
+        port_mappings,
+        bandwidth: bandwidth(config),
+        dns: (!dns.servers.is_empty()).then_some(Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
+        cgroup_path: config
+            .linux
+            .as_ref()
+            .map(|l| l.cgroup_parent.clone())
+            .filter(|c| !c.is_empty()),
+        pod_annotations: config.annotations.clone(),
+        ..Capabilities::default()
+    };
+    attachment
+}
+
+/// The annotations `kubernetes.io/ingress-bandwidth` and `…egress-bandwidth`.
+fn bandwidth(config: &PodSandboxConfig) -> Option<Bandwidth> {
+    let rate = |name: &str| -> Option<u64> { quantity(config.annotations.get(name)?) };
+    let ingress = rate("kubernetes.io/ingress-bandwidth");
+    let egress = rate("kubernetes.io/egress-bandwidth");
+    if ingress.is_none() && egress.is_none() {
+        return None;
+    }
+    // As other runtimes: no limit on the size of a burst but what a signed int holds.
+    let burst = |rate: Option<u64>| rate.map_or(0, |_| u64::from(i32::MAX.unsigned_abs()));
+    Some(Bandwidth {
+        ingress_rate: ingress.unwrap_or(0),
+        ingress_burst: burst(ingress),
+        egress_rate: egress.unwrap_or(0),
+        egress_burst: burst(egress),
+    })
+}
+
+/// A Kubernetes quantity without fractions, `10M` or `64Ki`.
+fn quantity(text: &str) -> Option<u64> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "T" => 1_000_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        "Ti" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities() {
+        assert_eq!(quantity("10M"), Some(10_000_000));
+        assert_eq!(quantity("2Ki"), Some(2048));
+        assert_eq!(quantity("7"), Some(7));
+        assert_eq!(quantity("x"), None);
+        assert_eq!(quantity("99999999999999999999"), None);
+    }
+
+    #[test]
+    fn ports_without_a_host_port_mean_nothing() {
+        let port = |host_port| api_cri::v1::PortMapping {
+            container_port: 80,
+            host_port,
+            ..Default::default()
+        };
+        let config =
+            PodSandboxConfig { port_mappings: vec![port(0), port(8080)], ..Default::default() };
+        assert_eq!(attachment("a", &config, None).capabilities.port_mappings.len(), 1);
+    }
+}

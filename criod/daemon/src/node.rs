@@ -1,0 +1,352 @@
+//! The node: everything that criod knows, and the indexes over it.
+//!
+//! ```text
+//!            names ──┐
+//!   lookup ──▶ pods ─┼─▶ Pod { record, op }          record: read by anyone, at any time
+//!              containers ▶ Container { record, op, monitor, ended }    op: one change at a time
+//! ```
+//! Lists and status calls read records and wait for nobody. What changes a pod or container holds
+//! its `op`; stopping does not hold it while it waits. Operations that clients repeat are joined
+//! ([`Ops`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use criod_config::Config;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
+use tokio::sync::watch;
+
+use crate::error::{Error, Kind, Result};
+use crate::keeper::Keeper;
+use crate::monitor::Monitor;
+use crate::network::Network;
+use crate::record::{self, ContainerRecord, ContainerState, PodRecord, PodState};
+
+/// Takes a lock whose holder leaves nothing half done.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A value that is read often and replaced whole.
+#[derive(Debug)]
+pub(crate) struct Cell<T>(RwLock<Arc<T>>);
+
+impl<T: Clone> Cell<T> {
+    pub(crate) fn new(value: T) -> Cell<T> {
+        Cell(RwLock::new(Arc::new(value)))
+    }
+
+    pub(crate) fn get(&self) -> Arc<T> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes a copy and puts it in place of the value.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut T)) -> Arc<T> {
+        let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        change(Arc::make_mut(&mut held));
+        Arc::clone(&held)
+    }
+}
+
+/// A pod sandbox.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) id: String,
+    pub(crate) record: Cell<PodRecord>,
+    pub(crate) op: tokio::sync::Mutex<()>,
+    dir: PathBuf,
+}
+
+/// A container.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) id: String,
+    pub(crate) record: Cell<ContainerRecord>,
+    pub(crate) op: tokio::sync::Mutex<()>,
+    pub(crate) monitor: Monitor,
+    /// True once the container has ended and its record says so.
+    pub(crate) ended: watch::Sender<bool>,
+    dir: PathBuf,
+}
+
+impl Pod {
+    /// Changes the record, here and on disk.
+    pub(crate) fn update(
+        &self,
+        durable: bool,
+        change: impl FnOnce(&mut PodRecord),
+    ) -> Result<Arc<PodRecord>> {
+        let now = self.record.update(change);
+        record::save(&self.dir, &*now, durable)?;
+        Ok(now)
+    }
+
+    pub(crate) fn dir(&self) -> &PathBuf {
+        &self.dir
+    }
+}
+
+impl Container {
+    /// Changes the record, here and on disk.
+    pub(crate) fn update(
+        &self,
+        durable: bool,
+        change: impl FnOnce(&mut ContainerRecord),
+    ) -> Result<Arc<ContainerRecord>> {
+        let now = self.record.update(change);
+        record::save(&self.dir, &*now, durable)?;
+        Ok(now)
+    }
+
+    pub(crate) fn dir(&self) -> &PathBuf {
+        &self.dir
+    }
+}
+
+type Joined<T> = Shared<BoxFuture<'static, Result<T>>>;
+
+/// Operations in flight, by key. A repeated one joins; a caller that goes away ends nothing.
+#[derive(Debug)]
+pub(crate) struct Ops<T: Clone>(Mutex<HashMap<String, Joined<T>>>);
+
+impl<T: Clone> Default for Ops<T> {
+    fn default() -> Self {
+        Ops(Mutex::default())
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> Ops<T> {
+    /// Joins the operation of this key, or begins it.
+    pub(crate) async fn join<F>(self: &Arc<Self>, key: &str, begin: impl FnOnce() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let joined = {
+            let mut running = lock(&self.0);
+            match running.get(key) {
+                Some(joined) => joined.clone(),
+                None => {
+                    let (ops, own) = (Arc::clone(self), key.to_owned());
+                    let operation = begin();
+                    let task = tokio::spawn(async move {
+                        let done = std::panic::AssertUnwindSafe(operation).catch_unwind().await;
+                        lock(&ops.0).remove(&own);
+                        done.unwrap_or_else(|_| Err(Kind::Panicked.into()))
+                    });
+                    let joined =
+                        async move { task.await.unwrap_or_else(|_| Err(Kind::Panicked.into())) }
+                            .boxed()
+                            .shared();
+                    running.insert(key.to_owned(), joined.clone());
+                    joined
+                }
+            }
+        };
+        joined.await
+    }
+}
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    pub(crate) root: PathBuf,
+    pub(crate) run: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn pods(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    pub(crate) fn pod(&self, id: &str) -> PathBuf {
+        self.pods().join(id)
+    }
+
+    pub(crate) fn containers(&self) -> PathBuf {
+        self.root.join("containers")
+    }
+
+    pub(crate) fn container(&self, id: &str) -> PathBuf {
+        self.containers().join(id)
+    }
+
+    /// A pod's files that are bound into its containers.
+    pub(crate) fn pod_run(&self, id: &str) -> PathBuf {
+        self.run.join("pods").join(id)
+    }
+
+    pub(crate) fn namespaces(&self, id: &str) -> PathBuf {
+        self.run.join("ns").join(id)
+    }
+
+    /// A monitor's folder.
+    pub(crate) fn container_run(&self, id: &str) -> PathBuf {
+        self.run.join("containers").join(id)
+    }
+
+    pub(crate) fn bundle(&self, id: &str) -> PathBuf {
+        self.container_run(id).join("bundle")
+    }
+
+    pub(crate) fn rootfs(&self, id: &str) -> PathBuf {
+        self.container(id).join("rootfs")
+    }
+}
+
+/// All that criod knows.
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) paths: Paths,
+    pub(crate) boot_id: String,
+    pub(crate) keeper: Keeper,
+    pub(crate) store: Arc<storage::Store>,
+    pub(crate) images: criod_images::Images,
+    pub(crate) hierarchy: cgroup::Hierarchy,
+    pub(crate) network: Network,
+    pub(crate) monitor_program: PathBuf,
+    pub(crate) pause_program: PathBuf,
+    pub(crate) pods: RwLock<BTreeMap<String, Arc<Pod>>>,
+    pub(crate) containers: RwLock<BTreeMap<String, Arc<Container>>>,
+    pub(crate) creates: Arc<Ops<String>>,
+    pub(crate) changes: Arc<Ops<()>>,
+    /// The time that was given last; times of creation grow strictly.
+    pub(crate) last_time: AtomicI64,
+    pub(crate) cpu: crate::stats::CpuRates,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+fn by_id<T>(
+    what: &'static str,
+    all: &RwLock<BTreeMap<String, Arc<T>>>,
+    id: &str,
+) -> Result<Arc<T>> {
+    if id.is_empty() {
+        return Err(Error::invalid(format!("{what} id is empty")));
+    }
+    let all = all.read().unwrap_or_else(PoisonError::into_inner);
+    if let Some(found) = all.get(id) {
+        return Ok(Arc::clone(found));
+    }
+    let mut matching = all.range(id.to_owned()..).take_while(|(k, _)| k.starts_with(id));
+    match (matching.next(), matching.next()) {
+        (Some((_, found)), None) => Ok(Arc::clone(found)),
+        (Some(_), Some(_)) => Err(Kind::Ambiguous { what, id: id.to_owned() }.into()),
+        _ => Err(Error::not_found(what, id)),
+    }
+}
+
+impl Node {
+    /// A pod by its id or the unique start of it.
+    pub(crate) fn pod(&self, id: &str) -> Result<Arc<Pod>> {
+        by_id("pod sandbox", &self.pods, id)
+    }
+
+    /// A container by its id or the unique start of it.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<Container>> {
+        by_id("container", &self.containers, id)
+    }
+
+    pub(crate) fn all_pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn all_containers(&self) -> Vec<Arc<Container>> {
+        self.containers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    pub(crate) fn containers_of(&self, pod: &str) -> Vec<Arc<Container>> {
+        self.all_containers().into_iter().filter(|c| c.record.get().pod == pod).collect()
+    }
+
+    pub(crate) fn add_pod(&self, record: PodRecord) -> Arc<Pod> {
+        let pod = Arc::new(Pod {
+            id: record.id.clone(),
+            dir: self.paths.pod(&record.id),
+            record: Cell::new(record),
+            op: tokio::sync::Mutex::default(),
+        });
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        pods.insert(pod.id.clone(), Arc::clone(&pod));
+        pod
+    }
+
+    pub(crate) fn add_container(&self, record: ContainerRecord) -> Arc<Container> {
+        let id = record.id.clone();
+        let ended = record.state == ContainerState::Exited;
+        let container = Arc::new(Container {
+            dir: self.paths.container(&id),
+            monitor: Monitor::new(
+                &id,
+                self.paths.container_run(&id),
+                self.monitor_program.clone(),
+                self.keeper.clone(),
+            ),
+            id: id.clone(),
+            record: Cell::new(record),
+            op: tokio::sync::Mutex::default(),
+            ended: watch::Sender::new(ended),
+        });
+        let mut all = self.containers.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(id, Arc::clone(&container));
+        container
+    }
+
+    pub(crate) fn forget_pod(&self, id: &str) {
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+
+    pub(crate) fn forget_container(&self, id: &str) {
+        self.containers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.store.release(id);
+        self.cpu.forget(id);
+    }
+
+    /// Now, but later than every time that was given before.
+    pub(crate) fn new_time(&self) -> i64 {
+        let now = sys::clock::realtime();
+        let previous = self.last_time.fetch_max(now, Ordering::SeqCst);
+        if previous < now {
+            return now;
+        }
+        self.last_time.fetch_add(1, Ordering::SeqCst) + 1
+    }
+
+    /// The pod of these names, where one is listed or being made.
+    pub(crate) fn pod_named(&self, key: &str) -> Option<Arc<Pod>> {
+        self.all_pods().into_iter().find(|p| {
+            let record = p.record.get();
+            record.state != PodState::Removing && pod_key(&record) == key
+        })
+    }
+}
+
+/// What makes a pod sandbox the same as another: name, namespace, uid and attempt.
+pub(crate) fn pod_key(record: &PodRecord) -> String {
+    let m = record.config.0.metadata.clone().unwrap_or_default();
+    format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt)
+}
+
+/// Sixty-four random hexadecimal digits.
+pub(crate) fn new_id() -> Result<String> {
+    use std::io::Read;
+    let mut bytes = [0u8; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut f| f.read_exact(&mut bytes))
+        .map_err(Error::file("read", "/dev/urandom"))?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// Runs blocking work on the pool for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Kind::Panicked.into()))
+}

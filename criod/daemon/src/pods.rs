@@ -1,0 +1,298 @@
+//! A pod sandbox's life.
+//!
+//! ```text
+//! RunPodSandbox     record ─▶ files, namespaces ─▶ CNI ADD ─▶ host ports ─▶ (infra process) ─▶ READY
+//!   fails at any step: everything is undone; what cannot be is REMOVING and tried again for ever
+//! StopPodSandbox    containers killed ─▶ infra gone ─▶ CNI DEL ─▶ namespaces gone ─▶ NOTREADY
+//! RemovePodSandbox  stopped ─▶ containers removed ─▶ cgroup, files, record gone
+//! ```
+//! Every step back may be repeated. Unknown pods are stopped and removed already.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api_cri::v1::{NamespaceMode, PodSandboxConfig, RunPodSandboxRequest};
+use namespace::{Kind as NsKind, Pinned};
+use tracing::{debug, info, warn};
+
+use crate::error::{Error, Kind, Result};
+use crate::node::{Node, Pod, blocking, new_id, pod_key};
+use crate::record::{PodRecord, PodState, Wire};
+use crate::{files, spec};
+
+fn check(config: &PodSandboxConfig) -> Result<()> {
+    let meta =
+        config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata is missing"))?;
+    if meta.name.is_empty() {
+        return Err(Error::invalid("config.metadata.name is empty"));
+    }
+    if config.hostname.len() > 64 {
+        return Err(Error::invalid(format!("hostname {:?} is longer than 64", config.hostname)));
+    }
+    if !config.log_directory.is_empty() && !config.log_directory.starts_with('/') {
+        return Err(Error::invalid("config.log_directory is not absolute"));
+    }
+    let linux = config.linux.clone().unwrap_or_default();
+    if linux.cgroup_parent.ends_with(".slice") {
+        return Err(Error::invalid(format!(
+            "cgroup_parent {:?} is a systemd slice, but the cgroup manager is cgroupfs",
+            linux.cgroup_parent
+        )));
+    }
+    if linux.cgroup_parent.split('/').any(|part| part == "..") {
+        return Err(Error::invalid("cgroup_parent climbs out of its root"));
+    }
+    let options = linux.security_context.and_then(|s| s.namespace_options).unwrap_or_default();
+    for (name, mode, allowed) in [
+        ("network", options.network, &[NamespaceMode::Pod, NamespaceMode::Node][..]),
+        ("ipc", options.ipc, &[NamespaceMode::Pod, NamespaceMode::Node]),
+        ("pid", options.pid, &[NamespaceMode::Pod, NamespaceMode::Container, NamespaceMode::Node]),
+    ] {
+        if !allowed.contains(&spec::mode(mode)?) {
+            return Err(Error::invalid(format!("namespace_options.{name}: not for a pod sandbox")));
+        }
+    }
+    if options.userns_options.is_some_and(|u| u.mode == NamespaceMode::Pod as i32) {
+        return Err(Error::unsupported("user namespaces are not supported yet"));
+    }
+    Ok(())
+}
+
+impl Node {
+    /// Runs a pod sandbox and returns its id. A repeated call gets the same one.
+    pub(crate) async fn run_pod(self: &Arc<Self>, request: RunPodSandboxRequest) -> Result<String> {
+        let config = request.config.ok_or_else(|| Error::invalid("config is missing"))?;
+        check(&config)?;
+        if self.config.handler(&request.runtime_handler).is_none() {
+            let text = format!("no runtime handler {:?} is configured", request.runtime_handler);
+            return Err(Error::not_found_text(text));
+        }
+        let record = PodRecord {
+            id: new_id()?,
+            config: Wire(config),
+            handler: request.runtime_handler,
+            state: PodState::Creating,
+            created_at: self.new_time(),
+            boot_id: self.boot_id.clone(),
+            ips: Vec::new(),
+            attached: false,
+            host_ports: Vec::new(),
+            infra_pid: 0,
+            stopping: false,
+        };
+        let key = pod_key(&record);
+        let (node, own) = (Arc::clone(self), key.clone());
+        let begin = move || async move { node.run_named(own, record).await };
+        self.creates.join(&format!("pod {key}"), begin).await
+    }
+
+    async fn run_named(self: Arc<Self>, key: String, record: PodRecord) -> Result<String> {
+        if let Some(pod) = self.pod_named(&key) {
+            return match pod.record.get().state {
+                PodState::Ready => Ok(pod.id.clone()),
+                _ => Err(Kind::Exists(format!(
+                    "pod sandbox {key:?} exists already as {} and is not ready",
+                    pod.id
+                ))
+                .into()),
+            };
+        }
+        let mut record = record;
+        record.attached = !spec::host_network(&record);
+        let pod = self.add_pod(record);
+        // The one durable entry, before anything that outlives a reboot.
+        if let Err(e) = pod.update(true, |_| ()) {
+            self.forget_pod(&pod.id);
+            return Err(e);
+        }
+        match self.build_pod(&pod).await {
+            Ok(()) => {
+                pod.update(false, |r| r.state = PodState::Ready)?;
+                info!(pod = pod.id, name = key, "pod sandbox ready");
+                Ok(pod.id.clone())
+            }
+            Err(e) => {
+                debug!(pod = pod.id, "undoing: {}", e.chain());
+                self.undo_pod(&pod).await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn build_pod(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let record = pod.record.get();
+        let config = &record.config.0;
+        let host_network = spec::host_network(&record);
+        let hostname = spec::hostname(&record);
+        let dir = self.paths.pod_run(&pod.id);
+        let pins = self.paths.namespaces(&pod.id);
+        let modes = spec::pod_modes(&record);
+        let mut kinds = Vec::new();
+        if !host_network {
+            kinds.extend([NsKind::Net, NsKind::Uts]);
+        }
+        if modes.ipc != NamespaceMode::Node as i32 {
+            kinds.push(NsKind::Ipc);
+        }
+        let mut sysctls: Vec<(String, String)> =
+            self.config.default_sysctls.iter().map(|s| (s.name.clone(), s.value.clone())).collect();
+        sysctls.extend(config.linux.clone().unwrap_or_default().sysctls);
+        let pinned = {
+            let (dir, hostname, dns) = (dir.clone(), hostname.clone(), config.dns_config.clone());
+            let (id, own_ipc) = (pod.id.clone(), kinds.contains(&NsKind::Ipc));
+            blocking(move || {
+                files::prepare(&dir, &hostname, dns.as_ref())?;
+                if own_ipc {
+                    files::mount_shm(&dir)?;
+                }
+                let hostname = kinds.contains(&NsKind::Uts).then_some(hostname.as_str());
+                let request = namespace::Request { kinds: &kinds, hostname, sysctls: &sysctls };
+                if kinds.is_empty() && sysctls.is_empty() {
+                    return Ok(Pinned::existing(&pins));
+                }
+                Pinned::create(&pins, &request)
+                    .map_err(|source| Kind::Namespaces { pod: id, source }.into())
+            })
+            .await?
+        };
+        let mut ips = Vec::new();
+        if let Some(netns) = &pinned.net {
+            let attached = self.network.attach(&pod.id, config, netns).await?;
+            ips.clone_from(&attached.ips);
+            pod.update(false, |r| {
+                r.ips = attached.ips;
+                r.host_ports = attached.host_ports;
+            })?;
+            self.network.open_ports(&pod.id, &pod.record.get().host_ports).await?;
+        }
+        files::hosts(&dir, host_network, &hostname, &ips)?;
+        let log_dir = &config.log_directory;
+        if !log_dir.is_empty() {
+            std::fs::create_dir_all(log_dir).map_err(Error::file("create", log_dir))?;
+        }
+        if spec::wants_shared_pid(&record) {
+            let pid = self.start_infra(pod).await?;
+            pod.update(false, |r| r.infra_pid = pid)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a pod that never was away again; what fails is tried again later.
+    pub(crate) async fn undo_pod(self: &Arc<Self>, pod: &Arc<Pod>) {
+        let removing = pod.update(false, |r| r.state = PodState::Removing);
+        if let Err(e) = removing {
+            warn!(pod = pod.id, "{}", e.chain());
+        }
+        if let Err(e) = self.take_pod_away(pod).await {
+            warn!(pod = pod.id, "not gone yet, will be tried again: {}", e.chain());
+        }
+    }
+
+    /// Stops a pod sandbox and all that runs in it. Unknown ones are stopped.
+    pub(crate) async fn stop_pod(self: &Arc<Self>, id: &str) -> Result<()> {
+        let pod = match self.pod(id) {
+            Err(e) if e.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        let (node, key) = (Arc::clone(self), format!("stop pod {}", pod.id));
+        self.changes.join(&key, move || async move { node.stop_this_pod(&pod).await }).await
+    }
+
+    async fn stop_this_pod(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let _op = pod.op.lock().await;
+        if pod.record.get().state == PodState::Creating {
+            return Err(Error::precondition(format!("pod sandbox {} is being created", pod.id)));
+        }
+        self.quiesce(pod).await?;
+        if pod.record.get().state == PodState::Ready {
+            pod.update(false, |r| r.state = PodState::NotReady)?;
+            info!(pod = pod.id, "pod sandbox stopped");
+        }
+        self.disconnect(pod).await
+    }
+
+    /// Kills what runs in the pod.
+    async fn quiesce(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        if !pod.record.get().stopping {
+            pod.update(false, |r| r.stopping = true)?;
+        }
+        let containers = self.containers_of(&pod.id);
+        let (infra, others): (Vec<_>, Vec<_>) =
+            containers.into_iter().partition(|c| c.record.get().infra);
+        let stops = others.iter().map(|c| self.stop_this(c, Duration::ZERO));
+        for stopped in futures_util::future::join_all(stops).await {
+            stopped?;
+        }
+        for container in &infra {
+            self.remove_this(container).await?;
+        }
+        if !infra.is_empty() {
+            pod.update(false, |r| r.infra_pid = 0)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the network back, then the namespaces.
+    async fn disconnect(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let record = pod.record.get();
+        let pins = self.paths.namespaces(&pod.id);
+        if record.attached {
+            let netns = Pinned::existing(&pins).net.filter(|p| namespace::is_namespace(p));
+            self.network.detach(&record, netns.as_deref()).await?;
+            pod.update(false, |r| {
+                r.attached = false;
+                r.host_ports.clear();
+            })?;
+        }
+        let (id, dir) = (pod.id.clone(), self.paths.pod_run(&pod.id));
+        blocking(move || {
+            namespace::remove(&pins)
+                .map_err(|source| Error::from(Kind::Namespaces { pod: id, source }))?;
+            files::remove(&dir)
+        })
+        .await
+    }
+
+    /// Removes a pod sandbox, stopping it first. Unknown ones are removed.
+    pub(crate) async fn remove_pod(self: &Arc<Self>, id: &str) -> Result<()> {
+        let pod = match self.pod(id) {
+            Err(e) if e.is_not_found() => return Ok(()),
+            other => other?,
+        };
+        self.stop_pod(&pod.id).await?;
+        let (node, key) = (Arc::clone(self), format!("remove pod {}", pod.id));
+        let begin = move || async move {
+            // From here on it is gone for clients; what is left is ours to take away.
+            pod.update(false, |r| r.state = PodState::Removing)?;
+            let result = node.take_pod_away(&pod).await;
+            if result.is_err() {
+                let listed = pod.update(false, |r| r.state = PodState::NotReady);
+                result.and(listed.map(|_| ()))
+            } else {
+                result
+            }
+        };
+        self.changes.join(&key, begin).await
+    }
+
+    /// All steps back, from wherever the pod stands. May be repeated.
+    pub(crate) async fn take_pod_away(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let _op = pod.op.lock().await;
+        self.quiesce(pod).await?;
+        for container in self.containers_of(&pod.id) {
+            self.remove_this(&container).await?;
+        }
+        self.disconnect(pod).await?;
+        let dir = pod.dir().clone();
+        blocking(move || match std::fs::remove_dir_all(&dir) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::file("remove", &dir)(e))
+            }
+            _ => Ok(()),
+        })
+        .await?;
+        self.forget_pod(&pod.id);
+        info!(pod = pod.id, "pod sandbox removed");
+        Ok(())
+    }
+}
