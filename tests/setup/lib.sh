@@ -10,7 +10,7 @@
 # bridges and rules go with that.
 
 die() {
-    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    printf '%s: %s\n' "${NODE_NAME:-${0##*/}}" "$*" >&2
     exit 1
 }
 
@@ -25,6 +25,7 @@ in_own_network() {
 }
 
 node_begin() {
+    NODE_NAME=$1
     [ "$(id -u)" = 0 ] || die "must be root"
     [ -x "${CRIOD_BIN:-}/criod" ] || die "CRIOD_BIN (${CRIOD_BIN:-not set}) holds no criod: run make build"
     NODE=$(mktemp -d "${TMPDIR:-/tmp}/criod-$1.XXXXXX")
@@ -80,31 +81,31 @@ node_criod() {
     die "criod does not answer; the end of its log is above"
 }
 
-# Processes of this node with this program (criod, criod-monitor, criod-keeper): their ids.
+# Processes of this node with one of these programs (criod, criod-monitor, …): their ids.
 node_processes() {
-    local exe pid
-    for exe in /proc/[0-9]*/exe; do
-        [ "$(basename "$(readlink "$exe" 2>/dev/null)" ' (deleted)')" = "$1" ] || continue
+    local exe program pid
+    find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\n' 2>/dev/null | while read -r exe program _; do
+        [[ " $* " = *" ${program##*/} "* ]] || continue
         pid=${exe#/proc/}
         pid=${pid%/exe}
         # Its folder stands in its arguments, its working folder, or a file that it has open.
-        if tr '\0' ' ' <"/proc/$pid/cmdline" | grep -qF "$NODE" ||
-            readlink "/proc/$pid/cwd" "/proc/$pid/fd/"* 2>/dev/null | grep -qF "$NODE"; then
+        if grep -qaF "$NODE/" "/proc/$pid/cmdline" ||
+            readlink "/proc/$pid/cwd" "/proc/$pid/fd/"* | grep -qF "$NODE/"; then
             echo "$pid"
-        fi
-    done 2>/dev/null
+        fi 2>/dev/null
+    done
 }
 
 # Containers of this node that still run: processes elsewhere whose root file system lies in it.
 node_containers() {
-    local here ns pid
+    local here ns place pid
     here=$(readlink /proc/self/ns/mnt)
-    for ns in /proc/[0-9]*/ns/mnt; do
+    find /proc/[0-9]*/ns/mnt -maxdepth 0 -printf '%p %l\n' 2>/dev/null | while read -r ns place; do
+        [ "$place" != "$here" ] || continue
         pid=${ns#/proc/}
         pid=${pid%%/*}
-        [ "$(readlink "$ns" 2>/dev/null)" != "$here" ] || continue
-        grep -qF "$NODE" "/proc/$pid/mountinfo" 2>/dev/null && echo "$pid"
-    done 2>/dev/null
+        ! grep -qF "$NODE/" "/proc/$pid/mountinfo" 2>/dev/null || echo "$pid"
+    done
 }
 
 node_mounts() {
@@ -140,7 +141,7 @@ node_end() {
     [ -f "$NODE/private/registry.pid" ] && "$CRIOD_BIN/test-images" stop --dir "$NODE/private"
     # What is left of it after an orderly end: the keeper. After another one: anything.
     for i in $(seq 50); do
-        pid="$(node_processes criod) $(node_processes criod-keeper) $(node_processes criod-monitor) $(node_processes criod-pause) $(node_containers)"
+        pid="$(node_processes criod criod-keeper criod-monitor criod-pause) $(node_containers)"
         [ -n "${pid// /}" ] || break
         # shellcheck disable=SC2086
         kill -9 $pid 2>/dev/null
