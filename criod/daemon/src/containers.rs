@@ -318,9 +318,11 @@ impl Node {
     fn mount_root(&self, id: &str, layers: &[storage::Digest]) -> Result<PathBuf> {
         let failed =
             |action| move |source| Error::from(Kind::Storage { id: id.to_owned(), action, source });
+        let dir = self.paths.rootfs(id);
+        std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
         self.store.hold(id, layers).map_err(failed("hold its layers"))?;
         self.store
-            .container_mount(&self.paths.rootfs(id), layers, MountOptions::default())
+            .container_mount(&dir, layers, MountOptions::default())
             .and_then(|m| m.mount())
             .map_err(failed("mount its root"))
     }

@@ -146,7 +146,11 @@ fn daemon(matches: &ArgMatches) -> ExitCode {
 
 /// Logs to the journal where stderr leads there, else to stderr.
 fn log_to(loaded: &Loaded) {
-    let filter = EnvFilter::new(loaded.config.log_level.to_string());
+    let level = loaded.config.log_level.to_string();
+    // Of the wire's own libraries only what matters.
+    let quiet = ["h2", "hyper", "hyper_util", "rustls", "tower", "ttrpc"];
+    let quiet = quiet.map(|library| format!(",{library}=warn")).concat();
+    let filter = EnvFilter::new(format!("{level}{quiet}"));
     let registry = tracing_subscriber::registry().with(filter);
     let journal = std::env::var_os("JOURNAL_STREAM").and_then(|_| tracing_journald::layer().ok());
     match journal {
