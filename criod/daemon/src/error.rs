@@ -142,6 +142,9 @@ impl Error {
             Kind::NotFound { .. } | Kind::Missing(_) => Code::NotFound,
             Kind::Ambiguous { .. } | Kind::Invalid(_) => Code::InvalidArgument,
             Kind::Spec { .. } => Code::InvalidArgument,
+            Kind::Namespaces { source: namespace::Error::SysctlNotNamespaced { .. }, .. } => {
+                Code::InvalidArgument
+            }
             Kind::Precondition(_) => Code::FailedPrecondition,
             Kind::Exists(_) => Code::AlreadyExists,
             Kind::Unsupported(_) => Code::Unimplemented,

@@ -57,6 +57,7 @@ pub(crate) struct Pod {
     pub(crate) id: String,
     pub(crate) record: Cell<PodRecord>,
     pub(crate) op: tokio::sync::Mutex<()>,
+    disk: Mutex<()>,
     dir: PathBuf,
 }
 
@@ -69,6 +70,7 @@ pub(crate) struct Container {
     pub(crate) monitor: Monitor,
     /// True once the container has ended and its record says so.
     pub(crate) ended: watch::Sender<bool>,
+    disk: Mutex<()>,
     dir: PathBuf,
 }
 
@@ -79,7 +81,10 @@ impl Pod {
         durable: bool,
         change: impl FnOnce(&mut PodRecord),
     ) -> Result<Arc<PodRecord>> {
-        let now = self.record.update(change);
+        self.record.update(change);
+        // One writer at a time, each with what holds when its turn has come.
+        let _disk = lock(&self.disk);
+        let now = self.record.get();
         record::save(&self.dir, &*now, durable)?;
         Ok(now)
     }
@@ -96,7 +101,10 @@ impl Container {
         durable: bool,
         change: impl FnOnce(&mut ContainerRecord),
     ) -> Result<Arc<ContainerRecord>> {
-        let now = self.record.update(change);
+        self.record.update(change);
+        // One writer at a time, each with what holds when its turn has come.
+        let _disk = lock(&self.disk);
+        let now = self.record.get();
         record::save(&self.dir, &*now, durable)?;
         Ok(now)
     }
@@ -272,6 +280,7 @@ impl Node {
             dir: self.paths.pod(&record.id),
             record: Cell::new(record),
             op: tokio::sync::Mutex::default(),
+            disk: Mutex::default(),
         });
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.insert(pod.id.clone(), Arc::clone(&pod));
@@ -292,6 +301,7 @@ impl Node {
             id: id.clone(),
             record: Cell::new(record),
             op: tokio::sync::Mutex::default(),
+            disk: Mutex::default(),
             ended: watch::Sender::new(ended),
         });
         let mut all = self.containers.write().unwrap_or_else(PoisonError::into_inner);

@@ -23,8 +23,25 @@ use crate::{files, spec};
 fn check(config: &PodSandboxConfig) -> Result<()> {
     let meta =
         config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata is missing"))?;
-    if meta.name.is_empty() {
-        return Err(Error::invalid("config.metadata.name is empty"));
+    for (field, value) in
+        [("name", &meta.name), ("namespace", &meta.namespace), ("uid", &meta.uid)]
+    {
+        if value.is_empty() {
+            return Err(Error::invalid(format!("config.metadata.{field} is empty")));
+        }
+    }
+    for port in &config.port_mappings {
+        for (field, value) in
+            [("host_port", port.host_port), ("container_port", port.container_port)]
+        {
+            if !(0..=65535).contains(&value) {
+                return Err(Error::invalid(format!("port_mappings: {field} {value} is no port")));
+            }
+        }
+        if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
+            let text = format!("port_mappings: host_ip {:?} is no address", port.host_ip);
+            return Err(Error::invalid(text));
+        }
     }
     if config.hostname.len() > 64 {
         return Err(Error::invalid(format!("hostname {:?} is longer than 64", config.hostname)));
