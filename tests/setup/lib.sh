@@ -77,14 +77,13 @@ node_criod() {
         kill -0 $CRIOD_PID 2>/dev/null || break
         sleep 0.05
     done
-    tail -n 20 "$NODE/criod.log" >&2
-    die "criod does not answer; the end of its log is above"
+    die "criod does not answer"
 }
 
 # Processes of this node with one of these programs (criod, criod-monitor, …): their ids.
 node_processes() {
     local exe program pid
-    find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\n' 2>/dev/null | while read -r exe program _; do
+    { find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\n' 2>/dev/null || true; } | while read -r exe program _; do
         [[ " $* " = *" ${program##*/} "* ]] || continue
         pid=${exe#/proc/}
         pid=${pid%/exe}
@@ -100,7 +99,7 @@ node_processes() {
 node_containers() {
     local here ns place pid
     here=$(readlink /proc/self/ns/mnt)
-    find /proc/[0-9]*/ns/mnt -maxdepth 0 -printf '%p %l\n' 2>/dev/null | while read -r ns place; do
+    { find /proc/[0-9]*/ns/mnt -maxdepth 0 -printf '%p %l\n' 2>/dev/null || true; } | while read -r ns place; do
         [ "$place" != "$here" ] || continue
         pid=${ns#/proc/}
         pid=${pid%%/*}
@@ -122,9 +121,9 @@ node_end() {
     local status=$? pid dir i
     trap - EXIT INT TERM HUP
     set +eu
-    if [ $status != 0 ] && [ -s "$NODE/criod.log" ] && [ -n "${NODE_SHOW_LOG:-}" ]; then
+    if [ $status != 0 ] && [ -s "$NODE/criod.log" ]; then
         echo "--- the end of criod's log:" >&2
-        tail -n "${NODE_SHOW_LOG}" "$NODE/criod.log" >&2
+        tail -n "${NODE_SHOW_LOG:-20}" "$NODE/criod.log" >&2
     fi
     if [ -n "$CRIOD_PID" ] && kill -0 "$CRIOD_PID" 2>/dev/null; then
         "$CRIOD_BIN/criod" pods -q 2>/dev/null |

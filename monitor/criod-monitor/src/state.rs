@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api_monitor::monitor::{Config, Phase, StateResponse};
-use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+use nix::fcntl::{Flock, FlockArg};
 use protobuf::{EnumOrUnknown, Message};
 
 /// How often, and how far apart, the lock is tried: a child that a dead monitor had forked holds
@@ -54,8 +54,7 @@ impl State {
         // Never shorter while it is written: a page that is given up may not be had again.
         file.write_all_at(&bytes, 0)?;
         file.set_len(bytes.len() as u64)?;
-        let swap = renameat2(AT_FDCWD, &temp, AT_FDCWD, &self.path, RenameFlags::RENAME_EXCHANGE);
-        if swap.is_err() {
+        if sys::file::exchange(&temp, &self.path).is_err() {
             // The first time, or a file system that cannot.
             fs::rename(&temp, &self.path)?;
             let spare = File::create(&temp)?;

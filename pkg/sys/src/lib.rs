@@ -9,9 +9,11 @@
 //! | [`seqpacket`] | message sockets that carry descriptors                                |
 //! | [`clock`]     | boot time, wall time, boot id                                         |
 //! | [`pipe`]      | how many bytes a pipe holds; pipes that a container may reopen        |
+//! | [`file`]      | exchanging two files                                                  |
 //! | [`proc`]      | start times and process trees from /proc                              |
 
 pub mod clock;
+pub mod file;
 pub mod pidfd;
 pub mod pipe;
 pub mod proc;
