@@ -256,7 +256,7 @@ fn of_pull(error: &PullError) -> Kind {
     }
 }
 
-pub(crate) fn of_client(error: &registry::ClientError) -> Kind {
+fn of_client(error: &registry::ClientError) -> Kind {
     use registry::ClientError as E;
     match error.kind() {
         ErrorKind::Unavailable => Kind::Unavailable,

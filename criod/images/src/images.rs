@@ -99,6 +99,9 @@ pub(crate) struct Inner {
 impl Images {
     /// The images of a store. Reads the registries' configuration and every image's config.
     ///
+    /// Containers must hold their layers ([`Store::hold`]) before anything is pulled or removed: a
+    /// pull that fails removes what nobody needs.
+    ///
     /// # Errors
     /// [`Error::Registries`] if the configuration cannot be read.
     pub fn new(store: Arc<Store>, options: Options) -> Result<Images, Error> {

@@ -26,7 +26,7 @@ use storage::{CommitLayer, Compression, Digest, LayerMeta};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, Kind, of_client};
+use crate::error::Error;
 use crate::images::Images;
 use crate::progress::{self, State};
 
@@ -278,7 +278,7 @@ impl Images {
 /// Whether another source may do better.
 fn is_the_sources(error: &Error) -> bool {
     match error {
-        Error::FetchLayer { source, .. } => of_client(source) != Kind::NoSpace,
+        Error::FetchLayer { .. } => true,
         Error::UnpackLayer { source, .. } => matches!(
             **source,
             storage::Error::DigestMismatch { what: "compressed layer", .. }

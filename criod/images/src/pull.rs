@@ -11,7 +11,7 @@
 //!   failed: pins dropped, what nobody needs removed (kept a while if trying again may help)
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -45,7 +45,8 @@ pub(crate) struct InFlight {
 struct Pulls {
     next: u64,
     running: Vec<Running>,
-    kept: Vec<(u64, Pin)>,
+    /// By image; the number tells a later one from it.
+    kept: HashMap<String, (u64, Pin)>,
 }
 
 struct Running {
@@ -249,10 +250,22 @@ impl Images {
         let id = image.id.to_string();
         let digest = reference.with_digest(found.top_digest).to_string();
         if !image.digests.contains(&digest) {
+            // Those it has are kept, so nothing is said here that may have changed meanwhile.
             let mut image = ImageRecord::clone(&image);
-            image.digests.insert(digest);
+            image.names.clear();
+            image.digests = BTreeSet::from([digest]);
             let store = self.0.store.clone();
-            self.blocking(&name, move || store.images().add(image)).await?;
+            let added = self.blocking(&name, move || match store.images().add(image) {
+                Ok(_) => Ok(true),
+                // Removed meanwhile.
+                Err(
+                    storage::Error::UnknownLayer { .. } | storage::Error::UnknownContent { .. },
+                ) => Ok(false),
+                Err(error) => Err(error),
+            });
+            if !added.await? {
+                return Ok(None);
+            }
         }
         Ok(Some(id))
     }
@@ -265,15 +278,17 @@ impl Images {
         jobs: Vec<Arc<Job>>,
         documents: impl FnOnce(&[Arc<LayerMeta>]) -> Result<Documents, Error>,
     ) -> Result<ImageId, Error> {
+        let image = common.image.clone();
         let pin = self.0.store.pin(jobs.iter().map(|job| job.chain_id.clone()));
         let done = self.bring_pinned(common, jobs, documents, &pin).await;
         let gone = match &done {
             Ok((_, replaced)) => {
                 drop(pin);
+                self.0.in_flight.pulls().kept.remove(&image);
                 *replaced
             }
             Err(error) if error.may_pass() => {
-                self.keep(pin);
+                self.keep(&image, pin);
                 false
             }
             Err(error) => {
@@ -361,20 +376,30 @@ impl Images {
     }
 
     /// Keeps the layers of a failed pull for the next try.
-    fn keep(&self, pin: Pin) {
+    fn keep(&self, image: &str, pin: Pin) {
         let number = {
             let mut pulls = self.0.in_flight.pulls();
             let number = pulls.next;
             pulls.next += 1;
-            pulls.kept.push((number, pin));
+            // The one before goes when the lock is free again: it asks the store.
+            let before = pulls.kept.insert(image.to_owned(), (number, pin));
+            drop(pulls);
+            drop(before);
             number
         };
         // The store must not stay open for that.
         let inner = Arc::downgrade(&self.0);
+        let image = image.to_owned();
         tokio::spawn(async move {
             tokio::time::sleep(KEEP).await;
             let Some(images) = inner.upgrade().map(Images) else { return };
-            images.0.in_flight.pulls().kept.retain(|(other, _)| *other != number);
+            {
+                let mut pulls = images.0.in_flight.pulls();
+                if pulls.kept.get(&image).is_none_or(|(kept, _)| *kept != number) {
+                    return;
+                }
+                pulls.kept.remove(&image);
+            }
             if let Err(error) = images.collect_garbage().await {
                 tracing::warn!(error = error.full(), "left for the next collection");
             }
