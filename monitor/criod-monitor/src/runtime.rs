@@ -6,12 +6,15 @@
 //! Errors come by `--log`, not by stderr, which is the container's.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use api_monitor::monitor::Config;
+
+/// How much of a runtime's log is read.
+const LOG_MAX: u64 = 16 << 10;
 
 /// The standard streams of a runtime call; `None` is /dev/null.
 #[derive(Default)]
@@ -48,7 +51,8 @@ pub(crate) fn spawn(config: &Config, log: &Path, verb: &[&str], stdio: Stdio3) -
 
 /// What the runtime wrote of its failure: the last error in its log.
 pub(crate) fn failure(config: &Config, verb: &str, status: i32, log: &Path) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
+    // The end of it: what ends a call is said last.
+    let text = tail(log).unwrap_or_default();
     let said = text
         .lines()
         .rev()
@@ -61,6 +65,16 @@ pub(crate) fn failure(config: &Config, verb: &str, status: i32, log: &Path) -> S
         None if status & 0x7f != 0 => format!("{name} {verb}: killed by signal {}", status & 0x7f),
         None => format!("{name} {verb}: exit status {}", status >> 8 & 0xff),
     }
+}
+
+/// The last [`LOG_MAX`] bytes of a file, whatever they are.
+fn tail(path: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_MAX)))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The string of the key `msg` of a JSON object. Enough of a parser for a runtime's log line.
@@ -89,7 +103,8 @@ fn message(line: &str) -> Option<String> {
 
 /// Reads the pid that the runtime wrote.
 pub(crate) fn pid_from(path: &Path) -> io::Result<i32> {
-    fs::read_to_string(path)?.trim().parse().map_err(|_| {
+    let pid = fs::read_to_string(path)?.trim().parse().ok().filter(|pid| *pid > 1);
+    pid.ok_or_else(|| {
         io::Error::new(io::ErrorKind::InvalidData, format!("{}: no pid", path.display()))
     })
 }
@@ -97,6 +112,18 @@ pub(crate) fn pid_from(path: &Path) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_names_no_single_process_is_no_pid() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pid");
+        for text in ["0", "1", "-1", "", "x", "99999999999"] {
+            fs::write(&path, text).unwrap();
+            assert!(pid_from(&path).is_err(), "{text:?}");
+        }
+        fs::write(&path, "42\n").unwrap();
+        assert_eq!(pid_from(&path).unwrap(), 42);
+    }
 
     #[test]
     fn the_last_error_is_the_reason() {

@@ -36,8 +36,12 @@ pub fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Processes that have `argument` on their command line.
+/// Processes that have `argument` on their command line; none for an empty one, which would be on
+/// every command line.
 pub fn with_argument(argument: &str) -> Vec<i32> {
+    if argument.is_empty() {
+        return Vec::new();
+    }
     let has = |pid: i32| {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split(|b| *b == 0).any(|word| word == argument.as_bytes())
@@ -47,7 +51,12 @@ pub fn with_argument(argument: &str) -> Vec<i32> {
 }
 
 /// Every process below `root`, and every one of a session that `root` leads, itself included.
+///
+/// Nothing for 0 and 1: below these is everything, and no caller can mean that.
 pub fn tree(root: i32) -> Vec<i32> {
+    if root <= 1 {
+        return Vec::new();
+    }
     let mut all: Vec<Stat> = Vec::new();
     if let Ok(dir) = fs::read_dir("/proc") {
         for entry in dir.flatten() {
@@ -77,7 +86,12 @@ const KILL_ROUNDS: u32 = 20;
 ///
 /// They are stopped first, over and over until no new one is found, so that none can start another
 /// while the others are being killed, or lose the parent that it would be found by.
+///
+/// Nothing happens where `root` cannot be meant: the init process, the caller, or no process.
 pub fn kill_tree(root: i32) {
+    if root <= 1 || root == nix::unistd::getpid().as_raw() {
+        return;
+    }
     let mut stopped: Vec<i32> = Vec::new();
     for _ in 0..KILL_ROUNDS {
         let before = stopped.len();
@@ -114,6 +128,24 @@ mod tests {
         assert_eq!(got, Stat { pid: 42, state: b'S', ppid: 1, session: 3, start_time: 777 });
         assert_eq!(parse_stat("garbage"), None);
         assert_eq!(parse_stat("1 ) ("), None);
+    }
+
+    #[test]
+    fn nobody_has_an_empty_argument() {
+        let mut child = std::process::Command::new("sleep").args(["1000.25"]).spawn().unwrap();
+        let found = (0..200).find_map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            Some(with_argument("1000.25")).filter(|f| !f.is_empty())
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found, Some(vec![child.id() as i32]));
+        assert_eq!(with_argument(""), Vec::<i32>::new());
+    }
+
+    #[test]
+    fn everything_is_no_tree() {
+        assert_eq!((tree(0), tree(1), tree(-1)), (vec![], vec![], vec![]));
     }
 
     #[test]

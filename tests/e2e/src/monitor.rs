@@ -42,9 +42,7 @@ pub fn members(id: &str) -> Vec<i32> {
 
 impl Default for Keeper {
     fn default() -> Self {
-        let dir = tempfile::Builder::new().prefix("criod-e2e-").tempdir_in("/run").unwrap();
-        let child = spawn_keeper(dir.path());
-        Keeper { dir, child }
+        Keeper::on("/run")
     }
 }
 
@@ -62,6 +60,13 @@ fn spawn_keeper(dir: &Path) -> Child {
 }
 
 impl Keeper {
+    /// One with everything below a folder of this one.
+    pub fn on(folder: &str) -> Keeper {
+        let dir = tempfile::Builder::new().prefix("criod-e2e-").tempdir_in(folder).unwrap();
+        let child = spawn_keeper(dir.path());
+        Keeper { dir, child }
+    }
+
     /// A connection to it.
     pub fn connect(&self) -> Conn {
         Conn::connect(&self.dir.path().join("keeper.sock"), Duration::from_secs(2)).unwrap()
@@ -321,11 +326,15 @@ impl Drop for Container<'_> {
             let _ = sys::pidfd::send_signal(pidfd.as_fd(), 9);
         }
         // A monitor that the test has lost sight of, and runtimes that hang.
-        for pid in sys::proc::with_argument(self.dir.to_str().unwrap_or_default()) {
-            sys::proc::signal(pid, nix::sys::signal::Signal::SIGKILL);
-        }
-        for pid in sys::proc::with_argument(&self.id) {
-            sys::proc::kill_tree(pid);
+        // Only names that nobody else on this machine can have on a command line.
+        let dir = self.keeper.dir.path().join(&self.id);
+        if self.id.starts_with("e2e-") && dir.is_dir() {
+            for pid in sys::proc::with_argument(dir.to_str().unwrap_or_default()) {
+                sys::proc::signal(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+            for pid in sys::proc::with_argument(&self.id) {
+                sys::proc::kill_tree(pid);
+            }
         }
         let _ = Command::new("/usr/sbin/runc")
             .arg("--root")

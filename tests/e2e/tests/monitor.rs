@@ -1,4 +1,24 @@
 //! criod-monitor and criod-keeper with real containers: the life of one, and every death.
+//!
+//! | module     | what                                                              |
+//! |------------|-------------------------------------------------------------------|
+//! | here       | a life, and the deaths that every build must survive               |
+//! | `output`   | what containers write, and logs that move, fill up and go          |
+//! | `exec`     | commands in the container                                         |
+//! | `deaths`   | keeper and monitor killed or stopped at bad moments               |
+//! | `runtimes` | runtimes that hang, fail or are another                           |
+//! | `hostile`  | garbage and crowds on the sockets                                 |
+
+#[path = "monitor/deaths.rs"]
+mod deaths;
+#[path = "monitor/exec.rs"]
+mod exec;
+#[path = "monitor/hostile.rs"]
+mod hostile;
+#[path = "monitor/output.rs"]
+mod output;
+#[path = "monitor/runtimes.rs"]
+mod runtimes;
 
 use std::time::Duration;
 
@@ -42,11 +62,7 @@ fn code(state: &StateResponse) -> (i32, i32, bool) {
     (exit.code, exit.signal, exit.unknown)
 }
 
-async fn exec(
-    c: &Container<'_>,
-    args: &[&str],
-    timeout_ms: u64,
-) -> ttrpc::Result<ExecSyncResponse> {
+async fn run(c: &Container<'_>, args: &[&str], timeout_ms: u64) -> ttrpc::Result<ExecSyncResponse> {
     let process = serde_json::json!({
         "args": args, "cwd": "/", "env": ["PATH=/bin"], "user": { "uid": 0, "gid": 0 },
     });
@@ -56,11 +72,20 @@ async fn exec(
 }
 
 async fn sh(c: &Container<'_>, script: &str, timeout_ms: u64) -> ExecSyncResponse {
-    exec(c, &["/bin/sh", "-c", script], timeout_ms).await.unwrap()
+    run(c, &["/bin/sh", "-c", script], timeout_ms).await.unwrap()
 }
 
 fn cgroup(c: &Container<'_>) -> std::path::PathBuf {
     e2e::monitor::cgroup_dir("pids", &c.id)
+}
+
+/// Waits until the container has written this line.
+fn says(c: &Container<'_>, line: &str) {
+    eventually(line, || c.texts("stdout").contains(&line.into()).then_some(()));
+}
+
+fn phase(state: &StateResponse) -> Phase {
+    state.phase.enum_value().unwrap()
 }
 
 fn lines(word: &str, n: u32) -> Vec<String> {
@@ -153,7 +178,7 @@ async fn exec_keeps_streams_apart_and_leaves_no_orphan() {
     let late = sh(&c, "sleep 2000 & setsid sleep 2000 & sleep 2000", 300).await;
     assert!(late.timed_out);
     eventually("only init is left", || (members(&c.id).len() == 1).then_some(()));
-    let error = exec(&c, &["/nope"], 0).await.unwrap_err().to_string();
+    let error = run(&c, &["/nope"], 0).await.unwrap_err().to_string();
     assert!(error.contains("/nope"), "{error}");
     // A background process that keeps the pipe open does not hold the answer up.
     assert_eq!(sh(&c, "sleep 300 & echo started", 0).await.exit_code, 0);
