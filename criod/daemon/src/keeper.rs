@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sys::seqpacket::{Conn, Message};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use crate::error::{Kind, Result};
@@ -22,6 +24,8 @@ use crate::error::{Kind, Result};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a keeper that was started may take to listen.
 const START: Duration = Duration::from_secs(5);
+/// After a keeper that could not be started.
+const RETRY: Duration = Duration::from_secs(1);
 /// Under which name the keeper holds what is criod's own.
 const OWN: &str = "criod";
 
@@ -56,11 +60,21 @@ impl Keeper {
     }
 
     /// Replaces a keeper that has died, so that monitors can hand their spares over again.
+    ///
+    /// A connection that nobody writes to becomes readable when the keeper is gone.
     async fn guard(self) {
         loop {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            let socket = self.0.options.socket.clone();
+            let idle = tokio::task::spawn_blocking(move || Conn::connect(&socket, PATIENCE)).await;
+            if let Ok(Ok(idle)) = idle
+                && let Ok(idle) = AsyncFd::with_interest(OwnedFd::from(idle), Interest::READABLE)
+            {
+                let _ = idle.readable().await;
+                warn!("keeper has gone");
+            }
             if let Err(e) = self.call(vec!["PING".into()], Vec::new(), "ping").await {
                 warn!("{}", e.chain());
+                tokio::time::sleep(RETRY).await;
             }
         }
     }
