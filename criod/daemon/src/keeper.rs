@@ -14,8 +14,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sys::seqpacket::{Conn, Message};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tracing::{info, warn};
 
 use crate::error::{Kind, Result};
@@ -24,6 +22,8 @@ use crate::error::{Kind, Result};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a keeper that was started may take to listen.
 const START: Duration = Duration::from_secs(5);
+/// How long the thread that watches the keeper sleeps at a time.
+const IDLE: Duration = Duration::from_secs(3600);
 /// After a keeper that could not be started.
 const RETRY: Duration = Duration::from_secs(1);
 /// Under which name the keeper holds what is criod's own.
@@ -61,15 +61,16 @@ impl Keeper {
 
     /// Replaces a keeper that has died, so that monitors can hand their spares over again.
     ///
-    /// A connection that nobody writes to becomes readable when the keeper is gone.
+    /// A connection that nobody writes to ends when the keeper does; one thread waits for that.
     async fn guard(self) {
         loop {
             let socket = self.0.options.socket.clone();
-            let idle = tokio::task::spawn_blocking(move || Conn::connect(&socket, PATIENCE)).await;
-            if let Ok(Ok(idle)) = idle
-                && let Ok(idle) = AsyncFd::with_interest(OwnedFd::from(idle), Interest::READABLE)
-            {
-                let _ = idle.readable().await;
+            let gone = tokio::task::spawn_blocking(move || {
+                let idle = Conn::connect(&socket, IDLE)?;
+                while matches!(idle.recv(), Err(e) if e.kind() == io::ErrorKind::WouldBlock) {}
+                Ok::<_, io::Error>(())
+            });
+            if matches!(gone.await, Ok(Ok(()))) {
                 warn!("keeper has gone");
             }
             if let Err(e) = self.call(vec!["PING".into()], Vec::new(), "ping").await {

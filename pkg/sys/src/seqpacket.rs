@@ -222,12 +222,6 @@ impl AsFd for Conn {
     }
 }
 
-impl From<Conn> for OwnedFd {
-    fn from(conn: Conn) -> Self {
-        conn.0
-    }
-}
-
 impl From<OwnedFd> for Conn {
     fn from(fd: OwnedFd) -> Self {
         Conn(fd)
