@@ -11,6 +11,7 @@ async fn images_that_are_refused_leave_nothing() {
         ("config-digest", Kind::Invalid, "digest"),
         ("missing", Kind::NotFound, "does not exist"),
         ("dotdot", Kind::Invalid, "leads out of the layer"),
+        ("symlink", Kind::Invalid, "not a directory"),
         ("hardlink", Kind::Invalid, "leads out of the layer"),
         ("hardlink-symlink", Kind::Invalid, "not in the layer"),
         ("whiteout", Kind::Invalid, "not a possible name"),
@@ -46,7 +47,7 @@ async fn images_that_are_refused_leave_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn images_that_reach_outside_stay_inside() {
-    let names = ["absolute", "symlink", "symlink-layers", "symlink-file", "whiteout-climb"];
+    let names = ["absolute", "symlink-layers", "symlink-file", "whiteout-climb"];
     let names = names.map(|case| format!("test/hostile-{case}:1"));
     let registry = Registry::with(&names.iter().map(String::as_str).collect::<Vec<_>>());
     let bench = Bench::new();
