@@ -257,3 +257,34 @@ fn made_up(config: &[u8], metas: &[Arc<LayerMeta>]) -> Vec<u8> {
     });
     manifest.to_string().into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_in_layouts() {
+        for (given, wanted, same) in [
+            ("q.io/a:1", "q.io/a:1", true),
+            ("a:1", "q.io/a:1", true),
+            ("1", "q.io/a:1", true),
+            ("q.io/a", "q.io/a:latest", true),
+            ("docker.io/library/a:1", "a:1", true),
+            ("b:1", "q.io/ab:1", false),
+            ("2", "q.io/a:12", false),
+            ("q.io/a:1", "a:1", false),
+            ("q.io/b:1", "q.io/a:1", false),
+        ] {
+            assert_eq!(is_called(given, wanted), same, "{given} {wanted}");
+        }
+    }
+
+    #[test]
+    fn packing_by_the_first_bytes() {
+        assert_eq!(compression(&[0x1f, 0x8b, 8, 0]), Compression::Gzip);
+        assert_eq!(compression(&[0x28, 0xb5, 0x2f, 0xfd]), Compression::Zstd);
+        for plain in [&b"file"[..], b"", b"\x1f"] {
+            assert_eq!(compression(plain), Compression::None);
+        }
+    }
+}

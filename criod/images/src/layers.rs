@@ -83,7 +83,13 @@ impl Common {
 
 /// The layers that somebody has in hand, by chain id.
 #[derive(Default)]
-pub(crate) struct Unpacking(Mutex<HashMap<Digest, (watch::Receiver<()>, Arc<progress::Layer>)>>);
+pub(crate) struct Unpacking(Mutex<HashMap<Digest, InHand>>);
+
+struct InHand {
+    /// Ends when the layer is there, or will not be.
+    ended: watch::Receiver<()>,
+    progress: Arc<progress::Layer>,
+}
 
 enum Turn {
     /// It is ours until the guard is dropped.
@@ -107,11 +113,12 @@ impl Drop for Guard {
 impl Unpacking {
     fn turn(self: &Arc<Self>, job: &Job) -> Turn {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((ended, progress)) = all.get(&job.chain_id) {
-            return Turn::Theirs(ended.clone(), progress.clone());
+        if let Some(theirs) = all.get(&job.chain_id) {
+            return Turn::Theirs(theirs.ended.clone(), theirs.progress.clone());
         }
-        let (sender, receiver) = watch::channel(());
-        all.insert(job.chain_id.clone(), (receiver, job.progress.clone()));
+        let (sender, ended) = watch::channel(());
+        let progress = job.progress.clone();
+        all.insert(job.chain_id.clone(), InHand { ended, progress });
         Turn::Ours(Guard { all: self.clone(), chain_id: job.chain_id.clone(), _ended: sender })
     }
 }

@@ -198,6 +198,36 @@ async fn registries_that_appear_are_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_short_name_can_mean_is_tried_in_order() {
+    let without = Registry::with(&["test/pause:1"]);
+    let with = Registry::with(&["test/busybox:1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let conf = dir.path().join("registries.conf");
+    let search = format!(
+        "unqualified-search-registries = ['{}', '{}']\n",
+        without.address(),
+        with.address()
+    );
+    std::fs::write(&conf, search).unwrap();
+    let options = criod_images::Options { registries_conf: conf, ..options() };
+    let bench = Bench::with(options.clone());
+    let id = bench.pull("test/busybox:1").await;
+    let info = bench.images.status("test/busybox:1").unwrap();
+    assert_eq!((info.id, info.repo_tags), (id, vec![with.name("test/busybox:1")]));
+    // All of them are named if none has it.
+    let error = bench.refused("test/nothing:1").await;
+    assert_eq!(error.kind(), Kind::NotFound, "{}", error.full());
+    for place in [&without, &with] {
+        assert!(error.full().contains(&place.address()), "{}", error.full());
+    }
+    let strict = Some(registry::ShortNameMode::Enforcing);
+    let bench = Bench::with(criod_images::Options { short_name_mode: strict, ..options });
+    let error = bench.refused("test/busybox:1").await;
+    assert_eq!(error.kind(), Kind::BadReference, "{}", error.full());
+    assert!(error.full().contains("ambiguous"), "{}", error.full());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn removal_by_name_and_by_id() {
     let registry = Registry::with(&["test/busybox:1", "test/busybox:2"]);
     let bench = Bench::new();
