@@ -28,7 +28,7 @@ node_begin() {
     NODE_NAME=$1
     [ "$(id -u)" = 0 ] || die "must be root"
     [ -x "${CRIOD_BIN:-}/criod" ] || die "CRIOD_BIN (${CRIOD_BIN:-not set}) holds no criod: run make build"
-    NODE=$(mktemp -d "${TMPDIR:-/tmp}/criod-$1.XXXXXX")
+    NODE=$(mktemp -d "${TMPDIR:-/tmp}/criod-$1.XXXXXX") || die "no temporary folder"
     NODE_CGROUPS=$(node_cgroups)
     CRIOD_PID=
     trap node_end EXIT
@@ -83,6 +83,7 @@ node_criod() {
 # Processes of this node with one of these programs (criod, criod-monitor, …): their ids.
 node_processes() {
     local exe program pid
+    : "${NODE:?}"
     { find /proc/[0-9]*/exe -maxdepth 0 -printf '%p %l\n' 2>/dev/null || true; } | while read -r exe program _; do
         [[ " $* " = *" ${program##*/} "* ]] || continue
         pid=${exe#/proc/}
@@ -98,9 +99,11 @@ node_processes() {
 # Containers of this node that still run: processes elsewhere whose root file system lies in it.
 node_containers() {
     local here ns place pid
-    here=$(readlink /proc/self/ns/mnt)
+    : "${NODE:?}"
+    here=$(readlink /proc/self/ns/mnt) || return
     { find /proc/[0-9]*/ns/mnt -maxdepth 0 -printf '%p %l\n' 2>/dev/null || true; } | while read -r ns place; do
-        [ "$place" != "$here" ] || continue
+        # A name that cannot be read says nothing: never guess whom to kill.
+        [[ $place == mnt:* && $place != "$here" ]] || continue
         pid=${ns#/proc/}
         pid=${pid%%/*}
         ! grep -qF "$NODE/" "/proc/$pid/mountinfo" 2>/dev/null || echo "$pid"
@@ -109,7 +112,7 @@ node_containers() {
 
 node_mounts() {
     # Deepest first.
-    awk -v dir="$NODE/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r
+    awk -v dir="${NODE:?}/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | sort -r
 }
 
 # cgroups that a criod can have made, whoever's it is.
@@ -120,6 +123,7 @@ node_cgroups() {
 node_end() {
     local status=$? pid dir i
     trap - EXIT INT TERM HUP
+    [ -d "${NODE:-}" ] || exit $status
     set +eu
     if [ $status != 0 ] && [ -s "$NODE/criod.log" ]; then
         echo "--- the end of criod's log:" >&2
