@@ -48,12 +48,14 @@ pub(crate) struct Keeper(Arc<Inner>);
 struct Inner {
     options: Options,
     conn: Mutex<Option<Conn>>,
+    /// What criod has left there itself, to be left with a new keeper, too.
+    own: Mutex<Vec<(String, OwnedFd)>>,
 }
 
 impl Keeper {
     /// Connects, starting the keeper where there is none.
     pub(crate) async fn start(options: Options) -> Result<Keeper> {
-        let keeper = Keeper(Arc::new(Inner { options, conn: Mutex::new(None) }));
+        let keeper = Keeper(Arc::new(Inner { options, conn: Mutex::new(None), own: Mutex::default() }));
         keeper.call(vec!["PING".into()], Vec::new(), "ping").await?;
         tokio::spawn(keeper.clone().guard());
         Ok(keeper)
@@ -135,8 +137,10 @@ impl Keeper {
         Ok(answer.fields.iter().zip(answer.fds).find(|(n, _)| *n == name).map(|(_, fd)| fd))
     }
 
-    /// Leaves a descriptor there for a later criod.
+    /// Leaves a descriptor there for a later criod, and with every keeper that comes after.
     pub(crate) async fn keep(&self, name: &str, fd: OwnedFd) -> Result<()> {
+        let again = fd.try_clone().map_err(|source| Kind::Keeper { action: "keep", source })?;
+        self.0.own.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), again));
         let fields = vec!["SPARE".into(), OWN.into(), name.to_owned()];
         self.call(fields, vec![fd], "keep").await.map(|_| ())
     }
@@ -156,6 +160,9 @@ impl Inner {
             }
         }
         let open = conn.insert(self.connect()?);
+        for (name, fd) in self.own.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            open.call(&["SPARE", OWN, name], &[fd.as_fd()])?;
+        }
         open.call(&fields, &fds)
     }
 

@@ -38,13 +38,10 @@ pub(crate) async fn listen(path: &Path, keeper: &Keeper) -> Result<UnixListener>
     let held = keeper.own(&name).await?.map(StdListener::from);
     let listener = match held.filter(|l| names(l, path)) {
         Some(listener) => listener,
-        None => {
-            let listener = bind(path).map_err(Error::file("listen at", path))?;
-            let spare = listener.as_fd().try_clone_to_owned();
-            keeper.keep(&name, spare.map_err(Error::file("listen at", path))?).await?;
-            listener
-        }
+        None => bind(path).map_err(Error::file("listen at", path))?,
     };
+    let spare = listener.as_fd().try_clone_to_owned().map_err(Error::file("listen at", path))?;
+    keeper.keep(&name, spare).await?;
     listener
         .set_nonblocking(true)
         .and_then(|()| UnixListener::from_std(listener))
