@@ -126,7 +126,7 @@ async fn a_tag_that_moves_takes_its_name_along() {
     let old = bench.images.status(&first).unwrap();
     assert!(old.repo_tags.is_empty(), "{:?}", old.repo_tags);
     let digest = format!("{}@{}", registry.name("test/single-1"), registry.root("test/single-1:1"));
-    assert_eq!(old.repo_digests, [digest.clone()]);
+    assert_eq!(old.repo_digests, std::slice::from_ref(&digest));
     assert_eq!(bench.images.status(&digest).unwrap().id, first);
 }
 
