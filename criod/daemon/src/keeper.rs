@@ -55,7 +55,8 @@ struct Inner {
 impl Keeper {
     /// Connects, starting the keeper where there is none.
     pub(crate) async fn start(options: Options) -> Result<Keeper> {
-        let keeper = Keeper(Arc::new(Inner { options, conn: Mutex::new(None), own: Mutex::default() }));
+        let keeper =
+            Keeper(Arc::new(Inner { options, conn: Mutex::new(None), own: Mutex::default() }));
         keeper.call(vec!["PING".into()], Vec::new(), "ping").await?;
         tokio::spawn(keeper.clone().guard());
         Ok(keeper)

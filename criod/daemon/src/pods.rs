@@ -23,8 +23,7 @@ use crate::{files, spec};
 fn check(config: &PodSandboxConfig) -> Result<()> {
     let meta =
         config.metadata.as_ref().ok_or_else(|| Error::invalid("config.metadata is missing"))?;
-    for (field, value) in
-        [("name", &meta.name), ("namespace", &meta.namespace), ("uid", &meta.uid)]
+    for (field, value) in [("name", &meta.name), ("namespace", &meta.namespace), ("uid", &meta.uid)]
     {
         if value.is_empty() {
             return Err(Error::invalid(format!("config.metadata.{field} is empty")));

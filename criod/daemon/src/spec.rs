@@ -468,7 +468,8 @@ fn propagation_of(mountinfo: &str, path: &Path) -> (bool, bool) {
     let mut best = (0, (false, false));
     for line in mountinfo.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
-        let (Some(point), Some(end)) = (fields.get(4), fields.iter().position(|f| *f == "-")) else {
+        let (Some(point), Some(end)) = (fields.get(4), fields.iter().position(|f| *f == "-"))
+        else {
             continue;
         };
         let point = unescape(point);

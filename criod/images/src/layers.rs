@@ -33,6 +33,13 @@ use crate::progress::{self, State};
 /// How many pieces of a layer wait for its thread.
 const PIECES: usize = 16;
 
+/// How many times its compressed size a layer may unpack to. gzip makes at most 1032 of one; layers
+/// of programs make 2 to 5, disk images of mostly zeros a few dozen.
+const MAX_RATIO: u64 = 250;
+
+/// What a layer may always unpack to, in bytes, however small it came.
+const ALWAYS_FITS: u64 = 1 << 30;
+
 /// Opens a layer that lies on this machine.
 pub(crate) type Open = dyn Fn() -> io::Result<Box<dyn Read + Send>> + Send + Sync;
 
@@ -272,7 +279,8 @@ impl Images {
     /// The work of the thread.
     fn unpack(&self, job: &Job, reader: impl Read + Send) -> storage::Result<Arc<LayerMeta>> {
         let writer = self.0.store.begin_layer()?;
-        let unpacked = writer.unpack(reader, job.compression, &self.0.options.limits)?;
+        let limits = bounded(self.0.options.limits.clone(), job.progress.total);
+        let unpacked = writer.unpack(reader, job.compression, &limits)?;
         unpacked.commit(&CommitLayer {
             chain_id: &job.chain_id,
             parent: job.parent.as_ref(),
@@ -280,6 +288,13 @@ impl Images {
             compressed: job.compressed.as_ref(),
         })
     }
+}
+
+/// Limits for a layer of `compressed` bytes: what unpacks to far more than real layers do is made
+/// to fill the disk.
+fn bounded(limits: storage::Limits, compressed: u64) -> storage::Limits {
+    let most = compressed.saturating_mul(MAX_RATIO).max(ALWAYS_FITS);
+    storage::Limits { max_bytes: limits.max_bytes.min(most), ..limits }
 }
 
 /// Whether another source may do better.

@@ -54,7 +54,7 @@ pub struct PullProgress {
 #[derive(Debug)]
 pub(crate) struct Layer {
     digest: String,
-    total: u64,
+    pub(crate) total: u64,
     pub(crate) done: Arc<AtomicU64>,
     state: AtomicU8,
     /// The same layer in another pull, which is waited for.

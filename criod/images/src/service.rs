@@ -92,7 +92,7 @@ fn named(spec: Option<ImageSpec>) -> Result<String, Status> {
     }
 }
 
-fn credentials(auth: Option<AuthConfig>) -> Result<Credentials, Status> {
+fn credentials(image: &str, auth: Option<AuthConfig>) -> Result<Credentials, Status> {
     let auth = auth.unwrap_or_default();
     Credentials::from_cri(
         &auth.username,
@@ -101,7 +101,7 @@ fn credentials(auth: Option<AuthConfig>) -> Result<Credentials, Status> {
         &auth.identity_token,
         &auth.registry_token,
     )
-    .map_err(|error| Status::invalid_argument(error.to_string()))
+    .map_err(|error| Status::invalid_argument(format!("pulling image {image}: {error}")))
 }
 
 #[tonic::async_trait]
@@ -146,7 +146,7 @@ impl Service for ImageService {
     ) -> Result<Response<PullImageResponse>, Status> {
         let request = request.into_inner();
         let name = named(request.image)?;
-        let credentials = credentials(request.auth)?;
+        let credentials = credentials(&name, request.auth)?;
         let pulled = self.images.pull(&name, credentials).await;
         let image_ref = pulled.map_err(|error| status_of(&error))?;
         Ok(Response::new(PullImageResponse { image_ref }))
