@@ -3,6 +3,7 @@
 //! The programs under test come from the folder that `CRIOD_BIN` names, else from the folder that
 //! cargo built the tests into.
 
+pub mod daemon;
 pub mod monitor;
 
 use std::path::PathBuf;
