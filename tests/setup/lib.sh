@@ -126,8 +126,8 @@ node_end() {
     [ -d "${NODE:-}" ] || exit $status
     set +eu
     if [ $status != 0 ] && [ -s "$NODE/criod.log" ]; then
-        echo "--- the end of criod's log:" >&2
-        tail -n "${NODE_SHOW_LOG:-20}" "$NODE/criod.log" >&2
+        echo "--- what criod's log has of warnings and worse, the end:" >&2
+        grep -v ' INFO ' "$NODE/criod.log" | tail -n "${NODE_SHOW_LOG:-20}" >&2
     fi
     if [ -n "$CRIOD_PID" ] && kill -0 "$CRIOD_PID" 2>/dev/null; then
         "$CRIOD_BIN/criod" pods -q 2>/dev/null |
