@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Resume(Option<OwnedFd>),
     /// Open the path anew.
     Reopen,
+    /// What was opened last is in the keeper's hands, as far as it can be.
+    Kept,
     /// Write all up to these offsets of stdout and stderr, closing a last line without newline.
     Flush([u64; 2]),
 }
@@ -121,6 +123,7 @@ impl Logger {
             log: None,
             open: false,
             flush: None,
+            ours_alone: false,
             replaced: None,
             look: None,
             complaint: None,
@@ -176,6 +179,9 @@ struct Worker {
     /// Records may be made: the log is open, or there is none to be.
     open: bool,
     flush: Option<[u64; 2]>,
+    /// The log is a file that only we have: if we die before the keeper has it, too, and it loses
+    /// its name, what is in it is gone. So nothing is written to it yet.
+    ours_alone: bool,
     /// The file that a new one took the place of; to be synced.
     replaced: Option<File>,
     /// Not to look for a name of the log before.
@@ -249,22 +255,24 @@ impl Worker {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Open => {
-                let opened = self.open_path();
+                let opened = self.open_path(false);
                 self.open = opened.is_ok();
-                self.tell(Some(Done::Opened(opened)));
+                self.opened(opened);
             }
             Command::Resume(file) => {
                 let opened = self.resume(file);
                 self.open = true;
-                self.tell(Some(Done::Opened(opened)));
+                self.opened(opened);
             }
+            Command::Kept => self.ours_alone = false,
             Command::Reopen => {
                 if self.log.as_ref().and_then(|l| l.metadata().ok()).is_some_and(|m| m.nlink() == 0)
                     && let Err(e) = self.find_name_again()
                 {
                     self.complain(&e);
                 }
-                let opened = self.open_path();
+                let opened = self.open_path(true);
+                self.ours_alone |= matches!(opened, Ok(Some(_)));
                 self.tell(Some(Done::Reopened(opened)));
             }
             Command::Flush(targets) => self.flush = Some(targets),
@@ -276,8 +284,13 @@ impl Worker {
         }
     }
 
+    fn opened(&mut self, opened: Result<Option<OwnedFd>, String>) {
+        self.ours_alone |= matches!(opened, Ok(Some(_)));
+        self.tell(Some(Done::Opened(opened)));
+    }
+
     /// Opens the path and makes it the log; the old file stays the log where that fails.
-    fn open_path(&mut self) -> Result<Option<OwnedFd>, String> {
+    fn open_path(&mut self, rotated: bool) -> Result<Option<OwnedFd>, String> {
         let Some(path) = &self.path else { return Ok(None) };
         let told = |e: io::Error| format!("{}: {e}", path.display());
         let file = open_log(path, true).map_err(told)?;
@@ -290,6 +303,7 @@ impl Worker {
         self.progress.now.log = length;
         self.progress.now.moving = None;
         self.progress.now.from = None;
+        self.progress.now.rotated = rotated;
         if let Err(e) = self.progress.save() {
             self.progress.now = before;
             return Err(told(e));
@@ -299,7 +313,8 @@ impl Worker {
         Ok(Some(spare.into()))
     }
 
-    /// Goes on with the file that `progress` names: the one that the keeper held, or the path's.
+    /// Goes on with the file that `progress` names: the one that the keeper held, or the path's, or
+    /// one beside it that was the path's until a rotation.
     fn resume(&mut self, held: Option<OwnedFd>) -> Result<Option<OwnedFd>, String> {
         let Some(path) = &self.path else { return Ok(None) };
         let mark = self.progress.now;
@@ -316,8 +331,9 @@ impl Worker {
         let found = held
             .map(File::from)
             .filter(|f| is(f, mark.dev, mark.ino))
-            .or_else(|| at_path.filter(|f| is(f, mark.dev, mark.ino)));
-        let Some(file) = found else { return self.open_path() };
+            .or_else(|| at_path.filter(|f| is(f, mark.dev, mark.ino)))
+            .or_else(|| beside(path, mark.ino).filter(|f| is(f, mark.dev, mark.ino)));
+        let Some(file) = found else { return self.open_path(false) };
         if file.metadata().map_err(told)?.len() > mark.log {
             file.set_len(mark.log).map_err(told)?;
         }
@@ -331,11 +347,14 @@ impl Worker {
         // Touched only while there is something to do; given back before the thread sleeps.
         let mut input = Vec::new();
         let mut records = Vec::new();
-        if !self.open && self.flush.is_none() {
+        if (!self.open && self.flush.is_none()) || self.ours_alone {
             return Ok(Until::Data);
         }
         for _ in 0..ROUNDS {
             if self.write_some(&mut input, &mut records)? {
+                if self.ours_alone {
+                    break;
+                }
                 continue;
             }
             if let Some(targets) = self.flush
@@ -417,8 +436,8 @@ impl Worker {
             return self.progress.save();
         }
         if self.log.is_none() {
-            let spare = self.open_path().map_err(io::Error::other)?;
-            self.tell(Some(Done::Opened(Ok(spare))));
+            let spare = self.open_path(false).map_err(io::Error::other)?;
+            self.opened(Ok(spare));
         }
         if let Some(log) = &self.log
             && log.metadata()?.nlink() == 0
@@ -445,7 +464,8 @@ impl Worker {
     ///
     /// If another file bears it now, that one was renamed over ours, and all that we wrote goes to
     /// its end. If none does, the log was removed: what is written from now on begins a new one, as
-    /// soon as there can be one. `progress` says what is being moved where, so that a successor can
+    /// soon as there can be one — but where a rotation had opened it, it may also be that the old
+    /// file was put back and rotated again since, so then all of it does. `progress` says what is being moved where, so that a successor can
     /// cut back what was moved halfway and move it again.
     fn find_name_again(&mut self) -> io::Result<()> {
         let (Some(path), Some(orphan)) = (&self.path, &self.log) else { return Ok(()) };
@@ -456,7 +476,8 @@ impl Worker {
                 file
             }
             Err(_) => {
-                self.progress.now.from.get_or_insert(length);
+                let from = if self.progress.now.rotated { 0 } else { length };
+                self.progress.now.from.get_or_insert(from);
                 let Ok(file) = open_log(path, true) else {
                     self.look = Some(Instant::now() + LOOK);
                     return Ok(());
@@ -481,6 +502,7 @@ impl Worker {
         self.progress.now.log = at + length.saturating_sub(from);
         self.progress.now.moving = None;
         self.progress.now.from = None;
+        self.progress.now.rotated = false;
         if let Err(e) = self.progress.save() {
             self.progress.now = before;
             target.set_len(at)?;
@@ -488,7 +510,7 @@ impl Worker {
         }
         self.log = Some(target);
         self.look = None;
-        self.tell(Some(Done::Opened(Ok(Some(spare.into())))));
+        self.opened(Ok(Some(spare.into())));
         Ok(())
     }
 
@@ -508,6 +530,13 @@ impl Worker {
 /// Opens a log file for appending; 0640, as the kubelet's rotation makes them.
 fn open_log(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new().read(true).append(true).create(create).mode(0o640).open(path)
+}
+
+/// A file of this inode number in the folder of `path`.
+fn beside(path: &Path, ino: u64) -> Option<File> {
+    let entries = std::fs::read_dir(path.parent()?).ok()?.flatten();
+    let found = entries.into_iter().find(|e| std::os::unix::fs::DirEntryExt::ino(e) == ino)?;
+    open_log(&found.path(), false).ok()
 }
 
 /// Closes a last line that somebody left open, and returns the file's length then.

@@ -32,6 +32,9 @@ impl Rig {
             )];
             assert_eq!(nix::poll::poll(&mut fds, 10_000u16).unwrap(), 1, "the logger is silent");
             if let Some(done) = self.logger.done().pop() {
+                if !matches!(done, Done::Flushed) {
+                    self.logger.send(Command::Kept);
+                }
                 return done;
             }
         }
@@ -112,4 +115,71 @@ fn a_successor_cuts_back_to_whole_records() {
     rig.put(0, b"three\n");
     rig.flush();
     assert_eq!(rig.texts("0.log"), ["stdout F one", "stdout F two", "stdout F three"]);
+}
+
+#[test]
+fn a_file_put_back_and_rotated_again_before_anything_was_written_is_not_lost() {
+    let rig = rig_in(tempfile::tempdir().unwrap());
+    let path = rig.dir.path();
+    rig.logger.send(Command::Open);
+    rig.wait();
+    rig.put(0, b"before\n");
+    rig.flush();
+    std::fs::rename(path.join("0.log"), path.join("0.log.1")).unwrap();
+    rig.logger.send(Command::Reopen);
+    rig.wait();
+    rig.put(0, b"between\n");
+    rig.flush();
+    std::fs::rename(path.join("0.log.1"), path.join("0.log")).unwrap();
+    std::fs::rename(path.join("0.log"), path.join("0.log.2")).unwrap();
+    rig.logger.send(Command::Reopen);
+    while !matches!(rig.wait(), Done::Reopened(Ok(_))) {}
+    rig.put(0, b"after\n");
+    rig.flush();
+    assert_eq!(rig.texts("0.log.2"), ["stdout F before"]);
+    assert_eq!(rig.texts("0.log"), ["stdout F between", "stdout F after"]);
+}
+
+#[test]
+fn nothing_is_written_to_a_log_that_only_we_have() {
+    let rig = rig_in(tempfile::tempdir().unwrap());
+    rig.put(0, b"one\n");
+    rig.logger.send(Command::Open);
+    while rig.logger.done().is_empty() {
+        std::thread::yield_now();
+    }
+    rig.put(0, b"two\n");
+    let ends = rig.spools.each_ref().map(|s| s.written.load(Ordering::Relaxed));
+    rig.logger.send(Command::Flush(ends));
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(rig.texts("0.log").len(), 0);
+    rig.logger.send(Command::Kept);
+    assert!(matches!(rig.wait(), Done::Flushed));
+    assert_eq!(rig.texts("0.log").len(), 2);
+}
+
+#[test]
+fn a_removed_log_begins_anew_and_one_renamed_meanwhile_is_found_by_a_successor() {
+    let rig = rig_in(tempfile::tempdir().unwrap());
+    let path = rig.dir.path();
+    rig.logger.send(Command::Open);
+    rig.wait();
+    rig.put(0, b"one\n");
+    rig.flush();
+    std::fs::remove_file(path.join("0.log")).unwrap();
+    rig.put(0, b"two\n");
+    let ends = rig.spools.each_ref().map(|s| s.written.load(Ordering::Relaxed));
+    rig.logger.send(Command::Flush(ends));
+    while !matches!(rig.wait(), Done::Flushed) {}
+    assert_eq!(rig.texts("0.log"), ["stdout F two"]);
+    // Half a record that no mark vouches for, and a rotation before anybody cut it off.
+    let mut log = OpenOptions::new().append(true).open(path.join("0.log")).unwrap();
+    log.write_all(b"2026-11").unwrap();
+    std::fs::rename(path.join("0.log"), path.join("0.log.1")).unwrap();
+    let rig = rig_in(rig.dir);
+    rig.logger.send(Command::Resume(None));
+    rig.wait();
+    rig.put(0, b"three\n");
+    rig.flush();
+    assert_eq!(rig.texts("0.log.1"), ["stdout F two", "stdout F three"]);
 }

@@ -306,12 +306,12 @@ impl Monitor {
 
     fn keep_log(&mut self, result: Result<Option<OwnedFd>, String>) -> Result<(), String> {
         self.log = result?;
-        if self.ending {
-            return Ok(());
-        }
-        if let Some(log) = &self.log {
+        if let Some(log) = &self.log
+            && !self.ending
+        {
             self.keeper.spare("log", log.as_fd());
         }
+        self.logger.send(Command::Kept);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! word  0 version | 1 dev  2 ino  3 length of the log | 4 5 bytes of the spools that are in it
 //!       6 dev  7 ino  8 length of the file that a log without a name is being moved to (ino 0: none)
 //!       9 where in the log that begins, plus one (0: it has a name)
+//!       10 1: the log was opened by a rotation
 //! ```
 //! It is one write into one page, which no SIGKILL can divide. The page is there before it is
 //! needed, so that a full file system cannot refuse it.
@@ -14,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const VERSION: u64 = 1;
-const WORDS: usize = 10;
+const WORDS: usize = 11;
 const LEN: usize = WORDS * 8;
 
 /// The file `progress`, and what stands in it.
@@ -32,6 +33,7 @@ pub(crate) struct Mark {
     pub(crate) spools: [u64; 2],
     pub(crate) moving: Option<Move>,
     pub(crate) from: Option<u64>,
+    pub(crate) rotated: bool,
 }
 
 /// A file that records are being moved to, and how long it was before.
@@ -56,6 +58,7 @@ impl Mark {
             to.ino,
             to.at,
             self.from.map_or(0, |f| f.saturating_add(1)),
+            u64::from(self.rotated),
         ];
         let mut bytes = [0; LEN];
         for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
@@ -69,7 +72,7 @@ impl Mark {
         for (word, place) in words.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = place.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         }
-        let [version, dev, ino, log, out, err, to_dev, to_ino, at, from] = words;
+        let [version, dev, ino, log, out, err, to_dev, to_ino, at, from, rotated] = words;
         (version == VERSION).then_some(Mark {
             dev,
             ino,
@@ -77,6 +80,7 @@ impl Mark {
             spools: [out, err],
             moving: (to_ino != 0).then_some(Move { dev: to_dev, ino: to_ino, at }),
             from: from.checked_sub(1),
+            rotated: rotated != 0,
         })
     }
 }
@@ -115,6 +119,7 @@ mod tests {
             spools: [4, 5],
             moving: Some(Move { dev: 6, ino: 7, at: 8 }),
             from: Some(0),
+            rotated: true,
         };
         assert_eq!(Mark::decode(&mark.encode()), Some(mark));
         let plain = Mark { moving: None, from: None, ..mark };
@@ -126,7 +131,7 @@ mod tests {
     fn a_shorter_record_of_an_earlier_release_is_understood() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
-        let mark = Mark { dev: 1, ino: 2, log: 3, spools: [4, 5], moving: None, from: None };
+        let mark = Mark { dev: 1, ino: 2, log: 3, spools: [4, 5], ..Mark::default() };
         std::fs::write(&path, &mark.encode()[..48]).unwrap();
         assert_eq!(Progress::open(&path).unwrap().now, mark);
         std::fs::write(&path, b"garbage").unwrap();

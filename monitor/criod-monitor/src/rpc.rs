@@ -200,7 +200,10 @@ impl Conn {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return false,
             }
-            if self.input.len() > MAX_MESSAGE + HEADER {
+            // What is more than one message needs waits in the socket: its sender is the one to
+            // have room for it.
+            let wanted = self.input.first_chunk().map_or(0, |l| u32::from_be_bytes(*l) as usize);
+            if self.input.len() >= HEADER + wanted.min(MAX_MESSAGE) {
                 break;
             }
         }

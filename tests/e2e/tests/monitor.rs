@@ -79,6 +79,25 @@ fn cgroup(c: &Container<'_>) -> std::path::PathBuf {
     e2e::monitor::cgroup_dir("pids", &c.id)
 }
 
+/// As `eventually`, while the calls of this test go on.
+async fn meanwhile(what: &str, mut done: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not within ten seconds: {what}");
+}
+
+/// What a refused call says.
+fn message<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> String {
+    match answer.unwrap_err() {
+        ttrpc::Error::RpcStatus(status) => status.message,
+        other => panic!("{other}"),
+    }
+}
+
 /// Waits until the container has written this line.
 fn says(c: &Container<'_>, line: &str) {
     eventually(line, || c.texts("stdout").contains(&line.into()).then_some(()));

@@ -84,12 +84,7 @@ async fn a_create_that_hangs_is_ended_with_its_children() {
     let c = Container::new(&keeper, "true", &fake.options());
     let client = c.client().await;
     let call = tokio::spawn(async move { client.create(ctx(), &CreateRequest::new()).await });
-    let hangs = async {
-        while fake.running("create").is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), hangs).await.unwrap();
+    meanwhile("it hangs", || !fake.running("create").is_empty()).await;
     delete(&c).await;
     let error = call.await.unwrap().unwrap_err().to_string();
     assert!(error.contains("deleted while"), "{error}");
@@ -113,7 +108,7 @@ async fn what_a_failing_runtime_says_is_passed_on_whatever_it_is() {
     ] {
         fake.fail("create", log);
         let c = Container::new(&keeper, "true", &fake.options());
-        let error = create(&c).await.unwrap_err().to_string();
+        let error = message(create(&c).await);
         assert!(error.contains(said) && error.len() < 100_000, "{said}: {} bytes", error.len());
         assert_eq!(phase(&state(&c).await), Phase::PHASE_FAILED);
         let (private, _) = c.memory();
@@ -142,12 +137,7 @@ async fn a_start_that_hangs_can_be_stopped_and_deleted() {
     create(&c).await.unwrap();
     let client = c.client().await;
     let call = tokio::spawn(async move { client.start(ctx(), &StartRequest::new()).await });
-    let hangs = async {
-        while fake.running("start").is_empty() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), hangs).await.unwrap();
+    meanwhile("it hangs", || !fake.running("start").is_empty()).await;
     stop(&c, 0).await;
     let end = wait(&c).await;
     assert_eq!(phase(&end), Phase::PHASE_EXITED);
