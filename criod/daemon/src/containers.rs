@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::monitor::last_state;
-use crate::node::{Container, Node, Pod, blocking, new_id};
+use crate::node::{Container, Node, Pod, Save, blocking, new_id};
 use crate::record::{ContainerRecord, ContainerState, PodRecord, PodState, Wire};
 use crate::spec;
 
@@ -149,7 +149,11 @@ impl Node {
         };
         match made {
             Ok(()) => {
-                container.update(false, |r| r.state = ContainerState::Created)?;
+                let created = |r: &mut ContainerRecord| r.state = ContainerState::Created;
+                if let Err(e) = container.record.update(Save::Now, created) {
+                    self.undo_container(&container).await;
+                    return Err(e);
+                }
                 tokio::spawn(Arc::clone(self).watch(Arc::clone(&container)));
                 info!(container = container.id, pod = pod.id, "container created");
                 Ok(container)
@@ -163,7 +167,7 @@ impl Node {
 
     /// Takes a container that never was away again; what fails is tried again later.
     pub(crate) async fn undo_container(self: &Arc<Self>, container: &Arc<Container>) {
-        container.record.update(|r| r.state = ContainerState::Removing);
+        container.record.note(|r| r.state = ContainerState::Removing);
         if let Err(e) = self.remove_this(container).await {
             warn!(container = container.id, "not gone yet, will be tried again: {}", e.chain());
         }
@@ -181,7 +185,7 @@ impl Node {
         let monitor = blocking(move || node.lay_out(&pod_record, &own, &image, &layers)).await?;
         container.monitor.begin(&monitor).await?;
         let pid = container.monitor.create().await.map_err(said_by_runtime)?;
-        container.record.update(|r| r.pid = pid);
+        container.record.note(|r| r.pid = pid);
         Ok(())
     }
 
@@ -197,7 +201,7 @@ impl Node {
         let record = container.record.get();
         let config = &record.config.0;
         // The one durable entry, before the writable layer.
-        container.update(true, |_| ())?;
+        container.record.update(Save::Durable, |_| ())?;
         let (_, handler) = self
             .config
             .handler(&pod.handler)
@@ -219,7 +223,7 @@ impl Node {
                 if target.pod != pod.id {
                     return Err(Error::invalid("target_id is in another pod"));
                 }
-                (target.state == ContainerState::Running).then_some(target.pid)
+                self.init_of(&target)
             }
             None => None,
         };
@@ -230,6 +234,7 @@ impl Node {
             pod,
             pod_dir: &self.paths.pod_run(&pod.id),
             pinned: &Pinned::existing(&self.paths.namespaces(&pod.id)),
+            pid_pin: &self.paths.namespaces(&pod.id).join("pid"),
             image,
             rootfs: &rootfs,
             node: &self.config,
@@ -266,12 +271,20 @@ impl Node {
         {
             std::fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
         }
-        container.update(false, |r| {
+        container.record.update(Save::Now, |r| {
             r.uid = user.uid;
             r.gid = user.gid;
             r.groups.clone_from(&user.groups);
         })?;
         self.monitor_config(pod, &record, handler)
+    }
+
+    /// Pid of a container's init, if it is surely still that process.
+    fn init_of(&self, record: &ContainerRecord) -> Option<i32> {
+        let state = last_state(&self.paths.container_run(&record.id))?;
+        let stat = sys::proc::stat(state.pid)?;
+        let same = stat.start_time == state.pid_start_time && stat.state != b'Z';
+        (record.state == ContainerState::Running && same).then_some(state.pid)
     }
 
     fn monitor_config(
@@ -390,7 +403,18 @@ impl Node {
         };
         let infra = self.make(pod, record, &defaults, layers).await?;
         self.start_this(&infra).await?;
-        Ok(infra.record.get().pid)
+        let pid = self.init_of(&infra.record.get()).ok_or_else(|| {
+            Error::precondition("the process that holds the pod's pid namespace has ended")
+        })?;
+        // Containers join the pin, which no later process of this pid can be mistaken for.
+        let pins = self.paths.namespaces(&pod.id);
+        let id = pod.id.clone();
+        blocking(move || {
+            namespace::pin_pid(&pins, pid)
+                .map_err(|source| Kind::Namespaces { pod: id, source }.into())
+        })
+        .await?;
+        Ok(pid)
     }
 
     /// Waits for the container's end and puts it on record.
@@ -412,18 +436,21 @@ impl Node {
         }
         container.ended.send_replace(true);
         // The result is made durable in the background.
-        let saved = blocking(move || container.update(true, |_| ()).map(|_| container.id.clone()));
+        let saved = blocking(move || {
+            container.record.update(Save::Durable, |_| ()).map(|_| container.id.clone())
+        });
         if let Err(e) = saved.await {
             warn!("{}", e.chain());
         }
     }
 
     /// A pod whose own process has ended is no longer whole.
-    fn infra_ended(&self, pod: &Arc<Pod>) {
-        let lost = pod.update(false, |r| {
+    pub(crate) fn infra_ended(&self, pod: &Arc<Pod>) {
+        let lost = pod.record.update(Save::Soon, |r| {
             if r.state == PodState::Ready {
                 r.state = PodState::NotReady;
             }
+            r.infra_pid = 0;
         });
         if let Err(e) = lost {
             warn!("{}", e.chain());
@@ -452,7 +479,7 @@ impl Node {
         }
         match container.monitor.start().await {
             Ok(started_at) => {
-                container.update(false, |r| {
+                container.record.update(Save::Soon, |r| {
                     r.started_at = started_at;
                     if r.state == ContainerState::Created {
                         r.state = ContainerState::Running;
@@ -523,8 +550,8 @@ impl Node {
         container.monitor.delete().await.map_err(said_by_runtime)?;
         container.ended.send_replace(true);
         // Before anything is gone: a restart must go on from here, not find half a container.
-        if container.dir().exists() {
-            container.update(false, |r| r.state = ContainerState::Removing)?;
+        if container.record.dir().exists() {
+            container.record.update(Save::Soon, |r| r.state = ContainerState::Removing)?;
         }
         if !self.paths.container_run(&container.id).join("config").exists() {
             self.keeper.forget(&container.id).await?;
@@ -550,7 +577,7 @@ impl Node {
             |action| move |source| Error::from(Kind::Storage { id: id.clone(), action, source });
         root.unmount().map_err(gone("unmount its root"))?;
         root.remove().map_err(gone("remove its root"))?;
-        for dir in [self.paths.container_run(id), container.dir().clone()] {
+        for dir in [self.paths.container_run(id), container.record.dir().clone()] {
             match std::fs::remove_dir_all(&dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Error::file("remove", &dir)(e));
@@ -596,7 +623,7 @@ fn said_by_runtime(error: Error) -> Error {
 
 /// Puts what the monitor says of the end on record.
 pub(crate) fn note_end(container: &Container, state: &StateResponse) {
-    let result = container.update(false, |r| {
+    let result = container.record.update(Save::Soon, |r| {
         if let Some(exit) = state.exit.as_ref() {
             r.state = match r.state {
                 ContainerState::Removing => ContainerState::Removing,
@@ -628,7 +655,7 @@ pub(crate) fn note_end(container: &Container, state: &StateResponse) {
 pub(crate) fn refresh(container: &Container, run: &Path) {
     let Some(state) = last_state(run) else { return };
     let pid = state.pid;
-    container.record.update(|r| {
+    container.record.note(|r| {
         r.pid = if pid > 0 { pid } else { r.pid };
         if state.started_at > 0 && r.state == ContainerState::Created {
             r.state = ContainerState::Running;

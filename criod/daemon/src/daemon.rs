@@ -22,6 +22,8 @@ use crate::{recover, server};
 
 /// The cgroup that the keeper and the monitors live in.
 const MONITORS: &str = "/criod-monitors";
+/// Its CPU shares; one ordinary group has 1024.
+const SHARES: u64 = 10_240;
 
 /// Runs the daemon until it is told to end.
 pub(crate) async fn run(config: Config) -> Result<()> {
@@ -92,6 +94,7 @@ async fn build(config: Config) -> Result<Arc<Node>> {
         changes: Arc::new(Ops::default()),
         last_time: AtomicI64::new(0),
         cpu: crate::stats::CpuRates::default(),
+        unreadable: std::sync::Mutex::default(),
         config,
         paths,
     };
@@ -116,6 +119,11 @@ fn failed(name: &str) -> impl Fn(cgroup::Error) -> Error {
 fn monitors(hierarchy: &cgroup::Hierarchy) -> Result<Vec<PathBuf>> {
     let group = cgroup::Cgroup::at(hierarchy, MONITORS).map_err(failed(MONITORS))?;
     group.create().map_err(failed(MONITORS))?;
+    // All runtime calls of the node are made in here: together they are more than one task.
+    let share = cgroup::Resources { cpu_shares: Some(SHARES), ..cgroup::Resources::default() };
+    if let Err(e) = group.set(&share) {
+        warn!("cgroup {MONITORS}: {e}");
+    }
     Ok(group.paths())
 }
 

@@ -138,6 +138,11 @@ impl Keeper {
         Ok(answer.fields.iter().zip(answer.fds).find(|(n, _)| *n == name).map(|(_, fd)| fd))
     }
 
+    /// Drops what an earlier criod left there.
+    pub(crate) async fn forget_own(&self) -> Result<()> {
+        self.forget(OWN).await
+    }
+
     /// Leaves a descriptor there for a later criod, and with every keeper that comes after.
     pub(crate) async fn keep(&self, name: &str, fd: OwnedFd) -> Result<()> {
         let again = fd.try_clone().map_err(|source| Kind::Keeper { action: "keep", source })?;

@@ -32,21 +32,20 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A value that is read often and replaced whole.
 #[derive(Debug)]
-pub(crate) struct Cell<T>(RwLock<Arc<T>>);
+struct Cell<T>(RwLock<Arc<T>>);
 
-impl<T: Clone> Cell<T> {
-    pub(crate) fn new(value: T) -> Cell<T> {
+impl<T> Cell<T> {
+    fn new(value: T) -> Cell<T> {
         Cell(RwLock::new(Arc::new(value)))
     }
 
-    pub(crate) fn get(&self) -> Arc<T> {
+    fn get(&self) -> Arc<T> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Changes a copy and puts it in place of the value.
-    pub(crate) fn update(&self, change: impl FnOnce(&mut T)) -> Arc<T> {
+    fn set(&self, value: T) -> Arc<T> {
         let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        change(Arc::make_mut(&mut held));
+        *held = Arc::new(value);
         Arc::clone(&held)
     }
 }
@@ -55,62 +54,84 @@ impl<T: Clone> Cell<T> {
 #[derive(Debug)]
 pub(crate) struct Pod {
     pub(crate) id: String,
-    pub(crate) record: Cell<PodRecord>,
+    pub(crate) record: Kept<PodRecord>,
     pub(crate) op: tokio::sync::Mutex<()>,
-    disk: Mutex<()>,
-    dir: PathBuf,
 }
 
 /// A container.
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) id: String,
-    pub(crate) record: Cell<ContainerRecord>,
+    pub(crate) record: Kept<ContainerRecord>,
     pub(crate) op: tokio::sync::Mutex<()>,
     pub(crate) monitor: Monitor,
     /// True once the container has ended and its record says so.
     pub(crate) ended: watch::Sender<bool>,
-    disk: Mutex<()>,
+}
+
+/// How surely a changed record must be on disk before the change holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Save {
+    /// Even after a power loss.
+    Durable,
+    /// After a restart.
+    Now,
+    /// As soon as the disk takes it: a step towards less, which must not fail for want of space.
+    Soon,
+}
+
+/// A record in memory and on disk.
+#[derive(Debug)]
+pub(crate) struct Kept<T> {
+    cell: Cell<T>,
     dir: PathBuf,
+    /// Held by whoever changes it; true: the disk does not have the last change.
+    behind: Mutex<bool>,
 }
 
-impl Pod {
-    /// Changes the record, here and on disk.
-    pub(crate) fn update(
-        &self,
-        durable: bool,
-        change: impl FnOnce(&mut PodRecord),
-    ) -> Result<Arc<PodRecord>> {
-        self.record.update(change);
-        // One writer at a time, each with what holds when its turn has come.
-        let _disk = lock(&self.disk);
-        let now = self.record.get();
-        record::save(&self.dir, &*now, durable)?;
-        Ok(now)
+impl<T: Clone + serde::Serialize> Kept<T> {
+    fn new(record: T, dir: PathBuf) -> Kept<T> {
+        Kept { cell: Cell::new(record), dir, behind: Mutex::new(false) }
+    }
+
+    pub(crate) fn get(&self) -> Arc<T> {
+        self.cell.get()
     }
 
     pub(crate) fn dir(&self) -> &PathBuf {
         &self.dir
     }
-}
 
-impl Container {
-    /// Changes the record, here and on disk.
-    pub(crate) fn update(
-        &self,
-        durable: bool,
-        change: impl FnOnce(&mut ContainerRecord),
-    ) -> Result<Arc<ContainerRecord>> {
-        self.record.update(change);
-        // One writer at a time, each with what holds when its turn has come.
-        let _disk = lock(&self.disk);
-        let now = self.record.get();
-        record::save(&self.dir, &*now, durable)?;
-        Ok(now)
+    /// Changes the record. With [`Save::Soon`] the change holds in any case.
+    pub(crate) fn update(&self, save: Save, change: impl FnOnce(&mut T)) -> Result<Arc<T>> {
+        let mut behind = lock(&self.behind);
+        let mut next = (*self.cell.get()).clone();
+        change(&mut next);
+        match record::save(&self.dir, &next, save == Save::Durable) {
+            Ok(()) => *behind = false,
+            Err(e) if save == Save::Soon => {
+                tracing::warn!("will be written later: {}", e.chain());
+                *behind = true;
+            }
+            Err(e) => return Err(e),
+        }
+        Ok(self.cell.set(next))
     }
 
-    pub(crate) fn dir(&self) -> &PathBuf {
-        &self.dir
+    /// Changes the record in memory alone.
+    pub(crate) fn note(&self, change: impl FnOnce(&mut T)) {
+        let _behind = lock(&self.behind);
+        let mut next = (*self.cell.get()).clone();
+        change(&mut next);
+        self.cell.set(next);
+    }
+
+    /// Writes what the disk does not have yet.
+    pub(crate) fn catch_up(&self) {
+        let mut behind = lock(&self.behind);
+        if *behind && record::save(&self.dir, &*self.cell.get(), false).is_ok() {
+            *behind = false;
+        }
     }
 }
 
@@ -223,6 +244,8 @@ pub(crate) struct Node {
     /// The time that was given last; times of creation grow strictly.
     pub(crate) last_time: AtomicI64,
     pub(crate) cpu: crate::stats::CpuRates,
+    /// Containers whose records could not be read; as long as there are any, no image goes.
+    pub(crate) unreadable: Mutex<Vec<String>>,
 }
 
 impl std::fmt::Debug for Node {
@@ -277,10 +300,8 @@ impl Node {
     pub(crate) fn add_pod(&self, record: PodRecord) -> Arc<Pod> {
         let pod = Arc::new(Pod {
             id: record.id.clone(),
-            dir: self.paths.pod(&record.id),
-            record: Cell::new(record),
+            record: Kept::new(record.clone(), self.paths.pod(&record.id)),
             op: tokio::sync::Mutex::default(),
-            disk: Mutex::default(),
         });
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.insert(pod.id.clone(), Arc::clone(&pod));
@@ -291,7 +312,7 @@ impl Node {
         let id = record.id.clone();
         let ended = record.state == ContainerState::Exited;
         let container = Arc::new(Container {
-            dir: self.paths.container(&id),
+            record: Kept::new(record, self.paths.container(&id)),
             monitor: Monitor::new(
                 &id,
                 self.paths.container_run(&id),
@@ -299,9 +320,7 @@ impl Node {
                 self.keeper.clone(),
             ),
             id: id.clone(),
-            record: Cell::new(record),
             op: tokio::sync::Mutex::default(),
-            disk: Mutex::default(),
             ended: watch::Sender::new(ended),
         });
         let mut all = self.containers.write().unwrap_or_else(PoisonError::into_inner);

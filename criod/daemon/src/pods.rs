@@ -16,7 +16,7 @@ use namespace::{Kind as NsKind, Pinned};
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::node::{Node, Pod, blocking, new_id, pod_key};
+use crate::node::{Node, Pod, Save, blocking, new_id, pod_key};
 use crate::record::{PodRecord, PodState, Wire};
 use crate::{files, spec};
 
@@ -117,13 +117,16 @@ impl Node {
         record.attached = !spec::host_network(&record);
         let pod = self.add_pod(record);
         // The one durable entry, before anything that outlives a reboot.
-        if let Err(e) = pod.update(true, |_| ()) {
+        if let Err(e) = pod.record.update(Save::Durable, |_| ()) {
             self.forget_pod(&pod.id);
             return Err(e);
         }
         match self.build_pod(&pod).await {
             Ok(()) => {
-                pod.update(false, |r| r.state = PodState::Ready)?;
+                if let Err(e) = pod.record.update(Save::Now, |r| r.state = PodState::Ready) {
+                    self.undo_pod(&pod).await;
+                    return Err(e);
+                }
                 info!(pod = pod.id, name = key, "pod sandbox ready");
                 Ok(pod.id.clone())
             }
@@ -175,7 +178,7 @@ impl Node {
         if let Some(netns) = &pinned.net {
             let attached = self.network.attach(&pod.id, config, netns).await?;
             ips.clone_from(&attached.ips);
-            pod.update(false, |r| {
+            pod.record.update(Save::Now, |r| {
                 r.ips = attached.ips;
                 r.host_ports = attached.host_ports;
             })?;
@@ -188,14 +191,14 @@ impl Node {
         }
         if spec::wants_shared_pid(&record) {
             let pid = self.start_infra(pod).await?;
-            pod.update(false, |r| r.infra_pid = pid)?;
+            pod.record.update(Save::Now, |r| r.infra_pid = pid)?;
         }
         Ok(())
     }
 
     /// Takes a pod that never was away again; what fails is tried again later.
     pub(crate) async fn undo_pod(self: &Arc<Self>, pod: &Arc<Pod>) {
-        let removing = pod.update(false, |r| r.state = PodState::Removing);
+        let removing = pod.record.update(Save::Soon, |r| r.state = PodState::Removing);
         if let Err(e) = removing {
             warn!(pod = pod.id, "{}", e.chain());
         }
@@ -221,7 +224,7 @@ impl Node {
         }
         self.quiesce(pod).await?;
         if pod.record.get().state == PodState::Ready {
-            pod.update(false, |r| r.state = PodState::NotReady)?;
+            pod.record.update(Save::Soon, |r| r.state = PodState::NotReady)?;
             info!(pod = pod.id, "pod sandbox stopped");
         }
         self.disconnect(pod).await
@@ -230,7 +233,7 @@ impl Node {
     /// Kills what runs in the pod.
     async fn quiesce(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
         if !pod.record.get().stopping {
-            pod.update(false, |r| r.stopping = true)?;
+            pod.record.update(Save::Soon, |r| r.stopping = true)?;
         }
         let containers = self.containers_of(&pod.id);
         let (infra, others): (Vec<_>, Vec<_>) =
@@ -243,7 +246,7 @@ impl Node {
             self.remove_this(container).await?;
         }
         if !infra.is_empty() {
-            pod.update(false, |r| r.infra_pid = 0)?;
+            pod.record.update(Save::Soon, |r| r.infra_pid = 0)?;
         }
         Ok(())
     }
@@ -255,7 +258,7 @@ impl Node {
         if record.attached {
             let netns = Pinned::existing(&pins).net.filter(|p| namespace::is_namespace(p));
             self.network.detach(&record, netns.as_deref()).await?;
-            pod.update(false, |r| {
+            pod.record.update(Save::Soon, |r| {
                 r.attached = false;
                 r.host_ports.clear();
             })?;
@@ -279,10 +282,10 @@ impl Node {
         let (node, key) = (Arc::clone(self), format!("remove pod {}", pod.id));
         let begin = move || async move {
             // From here on it is gone for clients; what is left is ours to take away.
-            pod.update(false, |r| r.state = PodState::Removing)?;
+            pod.record.update(Save::Soon, |r| r.state = PodState::Removing)?;
             let result = node.take_pod_away(&pod).await;
             if result.is_err() {
-                let listed = pod.update(false, |r| r.state = PodState::NotReady);
+                let listed = pod.record.update(Save::Soon, |r| r.state = PodState::NotReady);
                 result.and(listed.map(|_| ()))
             } else {
                 result
@@ -299,7 +302,7 @@ impl Node {
             self.remove_this(&container).await?;
         }
         self.disconnect(pod).await?;
-        let dir = pod.dir().clone();
+        let dir = pod.record.dir().clone();
         blocking(move || match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::file("remove", &dir)(e))

@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use crate::containers::{note_end, refresh};
 use crate::error::{Error, Result};
 use crate::monitor::last_state;
-use crate::node::Node;
+use crate::node::{Node, lock};
 use crate::record::{self, ContainerRecord, ContainerState, PodRecord, PodState};
 
 /// Between rounds of taking away what is left over: first, and at most.
@@ -31,6 +31,7 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
     let (pods, bad_pods) = record::load_all::<PodRecord>(&node.paths.pods())?;
     let (containers, bad_containers) =
         record::load_all::<ContainerRecord>(&node.paths.containers())?;
+    *lock(&node.unreadable) = bad_containers.iter().map(|(id, _)| id.clone()).collect();
     for (id, e) in bad_pods.iter().chain(&bad_containers) {
         error!(id, "a record cannot be read and is left alone: {}", e.chain());
     }
@@ -39,7 +40,7 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
         let other_boot = record.boot_id != node.boot_id;
         let pod = node.add_pod(record);
         if other_boot {
-            pod.record.update(|r| {
+            pod.record.note(|r| {
                 if r.state == PodState::Ready {
                     r.state = PodState::NotReady;
                 }
@@ -58,7 +59,7 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
             continue;
         }
         if other_boot {
-            container.record.update(|r| {
+            container.record.note(|r| {
                 r.state = ContainerState::Exited;
                 r.exit_code = 255;
                 r.finished_at = r.finished_at.max(r.started_at).max(r.created_at);
@@ -106,7 +107,7 @@ pub(crate) async fn resume(node: &Arc<Node>) {
                 tokio::spawn(Arc::clone(node).watch(container));
             }
             ContainerState::Creating => {
-                container.record.update(|r| r.state = ContainerState::Removing);
+                container.record.note(|r| r.state = ContainerState::Removing);
             }
             ContainerState::Exited | ContainerState::Removing => {}
         }
@@ -114,7 +115,7 @@ pub(crate) async fn resume(node: &Arc<Node>) {
     for pod in node.all_pods() {
         let record = pod.record.get();
         if record.state == PodState::Creating {
-            pod.record.update(|r| r.state = PodState::Removing);
+            pod.record.note(|r| r.state = PodState::Removing);
         } else if record.stopping && record.state == PodState::Ready {
             let node = Arc::clone(node);
             tokio::spawn(async move {
@@ -134,6 +135,7 @@ async fn reconcile(node: Arc<Node>) {
     loop {
         let mut left = 0;
         for container in node.all_containers() {
+            container.record.catch_up();
             let record = container.record.get();
             // One that is being removed right now holds its `op`.
             if record.state == ContainerState::Removing && container.op.try_lock().is_ok() {
@@ -144,6 +146,7 @@ async fn reconcile(node: Arc<Node>) {
             }
         }
         for pod in node.all_pods() {
+            pod.record.catch_up();
             let record = pod.record.get();
             if record.state == PodState::Removing && pod.op.try_lock().is_ok() {
                 left += 1;
@@ -162,16 +165,14 @@ async fn reconcile(node: Arc<Node>) {
 async fn orphans(node: &Arc<Node>) {
     let run = &node.paths.run;
     for name in entries(&run.join("ns")) {
-        if node.pod(&name).is_err()
-            && let Err(e) = namespace::remove(&node.paths.namespaces(&name))
-        {
+        let known = node.pod(&name).is_ok() || node.paths.pod(&name).exists();
+        if !known && let Err(e) = namespace::remove(&node.paths.namespaces(&name)) {
             warn!(pod = name, "left over namespaces: {e}");
         }
     }
     for name in entries(&run.join("pods")) {
-        if node.pod(&name).is_err()
-            && let Err(e) = crate::files::remove(&node.paths.pod_run(&name))
-        {
+        let known = node.pod(&name).is_ok() || node.paths.pod(&name).exists();
+        if !known && let Err(e) = crate::files::remove(&node.paths.pod_run(&name)) {
             warn!(pod = name, "left over files: {}", e.chain());
         }
     }

@@ -34,25 +34,33 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The listening socket at `path`: the one that the keeper holds, else a new one, mode 0660.
 pub(crate) async fn listen(path: &Path, keeper: &Keeper) -> Result<UnixListener> {
-    let name = path.to_string_lossy().into_owned();
-    let held = keeper.own(&name).await?.map(StdListener::from);
-    let listener = match held.filter(|l| names(l, path)) {
+    // The socket is told by its file: whoever removed or replaced that has cut the way to it.
+    let held = match file_of(path) {
+        Some(name) => keeper.own(&name).await?.map(StdListener::from),
+        None => None,
+    };
+    let listener = match held {
         Some(listener) => listener,
-        None => bind(path).map_err(Error::file("listen at", path))?,
+        None => {
+            keeper.forget_own().await?;
+            bind(path).map_err(Error::file("listen at", path))?
+        }
     };
     let spare = listener.as_fd().try_clone_to_owned().map_err(Error::file("listen at", path))?;
-    keeper.keep(&name, spare).await?;
+    if let Some(name) = file_of(path) {
+        keeper.keep(&name, spare).await?;
+    }
     listener
         .set_nonblocking(true)
         .and_then(|()| UnixListener::from_std(listener))
         .map_err(Error::file("listen at", path))
 }
 
-/// The socket is still the one that the path leads to.
-fn names(listener: &StdListener, path: &Path) -> bool {
-    let of_path = listener.local_addr().is_ok_and(|a| a.as_pathname() == Some(path));
-    // Whoever removed or replaced the file has cut the way to this socket.
-    of_path && std::os::unix::net::UnixStream::connect(path).is_ok()
+/// A name for the very file at the path.
+fn file_of(path: &Path) -> Option<String> {
+    use std::os::unix::fs::MetadataExt;
+    let file = std::fs::symlink_metadata(path).ok()?;
+    Some(format!("listener {}:{} {}", file.dev(), file.ino(), path.display()))
 }
 
 fn bind(path: &Path) -> std::io::Result<StdListener> {

@@ -32,6 +32,8 @@ pub(crate) struct Request<'a> {
     /// The pod's folder below runroot.
     pub(crate) pod_dir: &'a Path,
     pub(crate) pinned: &'a Pinned,
+    /// Where the pod's shared pid namespace is pinned.
+    pub(crate) pid_pin: &'a Path,
     pub(crate) image: &'a ContainerDefaults,
     pub(crate) rootfs: &'a Path,
     pub(crate) node: &'a Config,
@@ -270,9 +272,7 @@ impl Request<'_> {
         let pid = match mode(asked.pid)? {
             NamespaceMode::Container => Ns::New,
             NamespaceMode::Node => Ns::Host,
-            NamespaceMode::Pod if self.pod.infra_pid > 0 => {
-                Ns::Path(PathBuf::from(format!("/proc/{}/ns/pid", self.pod.infra_pid)))
-            }
+            NamespaceMode::Pod if self.pod.infra_pid > 0 => Ns::Path(self.pid_pin.to_owned()),
             NamespaceMode::Pod => Ns::New,
             NamespaceMode::Target => {
                 let pid = self

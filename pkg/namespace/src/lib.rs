@@ -30,7 +30,7 @@ mod stats;
 mod sysctl;
 
 pub use error::Error;
-pub use pin::{Kind, Pinned, Request, enter, is_namespace, remove};
+pub use pin::{Kind, Pinned, Request, enter, is_namespace, pin_pid, remove};
 pub use stats::{Counters, addresses, interfaces};
 
 /// The result of this crate's operations.

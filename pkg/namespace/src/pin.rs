@@ -164,15 +164,36 @@ fn make(dir: &Path, request: &Request<'_>) -> Result<Pinned> {
 
 /// Mounts the calling thread's namespace of `kind` onto a new file at `path`.
 fn pin(kind: Kind, path: &Path) -> Result<()> {
+    pin_namespace(&Path::new("/proc/thread-self/ns").join(kind.name()), path)
+}
+
+/// Mounts a namespace onto a new file at `path`.
+fn pin_namespace(namespace: &Path, path: &Path) -> Result<()> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o444)
         .open(path)
         .map_err(|source| Error::MakeFile { path: path.to_owned(), source })?;
-    let namespace = Path::new("/proc/thread-self/ns").join(kind.name());
-    mount(Some(&namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    mount(Some(namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .map_err(|errno| Error::Mount { path: path.to_owned(), source: errno.into() })
+}
+
+/// The name of a pinned pid namespace.
+const PID: &str = "pid";
+
+/// Pins the pid namespace of the process `pid` as `pid` in the directory of a pod's pins, which is
+/// made if it is not there. [`remove`] removes it with the others.
+///
+/// # Errors
+///
+/// [`Error::MakeDirectory`], [`Error::MakeFile`], [`Error::Mount`].
+pub fn pin_pid(dir: &Path, pid: i32) -> Result<PathBuf> {
+    fs::create_dir_all(dir)
+        .map_err(|source| Error::MakeDirectory { path: dir.to_owned(), source })?;
+    let path = dir.join(PID);
+    pin_namespace(&Path::new("/proc").join(pid.to_string()).join("ns/pid"), &path)?;
+    Ok(path)
 }
 
 /// Whether a namespace is mounted at `path`.
@@ -188,8 +209,8 @@ pub fn is_namespace(path: &Path) -> bool {
 /// [`Error::Unmount`] or [`Error::Remove`], after everything else was tried.
 pub fn remove(dir: &Path) -> Result<()> {
     let mut first = None;
-    for kind in Kind::ALL {
-        if let Err(error) = unpin(&dir.join(kind.name())) {
+    for name in Kind::ALL.iter().map(|k| k.name()).chain([PID]) {
+        if let Err(error) = unpin(&dir.join(name)) {
             first.get_or_insert(error);
         }
     }

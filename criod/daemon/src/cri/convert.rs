@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use api_cri::v1::*;
 use nix::sys::signal::Signal as Number;
 
-use crate::node::Node;
+use crate::node::{Node, lock};
 use crate::record::{ContainerRecord, ContainerState as State, PodRecord, PodState};
 use crate::spec;
 
@@ -155,7 +155,12 @@ pub(super) fn selected(
 }
 
 /// The container that uses an image, if any does.
+///
+/// One whose record cannot be read may use any.
 pub(crate) fn image_in_use(node: &Node, image: &str) -> Option<String> {
+    if let Some(id) = lock(&node.unreadable).first() {
+        return Some(format!("{id} (its record cannot be read)"));
+    }
     let uses = |c: &std::sync::Arc<crate::node::Container>| {
         let record = c.record.get();
         (record.image_id == image && record.state != State::Removing).then(|| record.id.clone())
