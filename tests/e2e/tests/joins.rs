@@ -1,6 +1,6 @@
 //! Calls are repeated, run beside each other and are given up: each has one result.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use e2e::daemon::{Criod, EXITED, Options, READY, RUNNING, block, container};
 use e2e::eventually;
@@ -135,7 +135,6 @@ fn a_later_stop_brings_the_end_nearer() {
     let script = "trap '' TERM; while :; do sleep 0.1; done";
     let id = criod.run(&pod, &container("stubborn", &["sh", "-c", script]), &config);
     std::thread::scope(|scope| {
-        let began = Instant::now();
         let long = scope.spawn(|| criod.stop(&id, 600).unwrap());
         std::thread::sleep(Duration::from_millis(200));
         let longer = scope.spawn(|| criod.stop(&id, 900).unwrap());

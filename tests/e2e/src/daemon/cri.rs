@@ -212,8 +212,13 @@ impl Cri {
 
     /// ListPodSandbox.
     pub fn pods(&self) -> Vec<PodSandbox> {
+        self.try_pods().unwrap()
+    }
+
+    /// ListPodSandbox, which may fail.
+    pub fn try_pods(&self) -> Answer<Vec<PodSandbox>> {
         let request = ListPodSandboxRequest::default();
-        call!(self, runtime, list_pod_sandbox, request).unwrap().items
+        call!(self, runtime, list_pod_sandbox, request).map(|a| a.items)
     }
 
     /// CreateContainer.

@@ -162,7 +162,28 @@ impl Criod {
         panic!("left behind: {left:#?}\n{}", self.said());
     }
 
-    fn end_all(&mut self) {
+    /// What a loss of power does: every process is gone, and so is what lies below runroot.
+    pub fn reboot(&mut self) {
+        self.end_processes();
+        self.child = None;
+        self.unmount();
+        self.remove_cgroups();
+        let run = self.dir.join("run");
+        fs::remove_dir_all(&run).unwrap();
+        fs::create_dir(&run).unwrap();
+        // What is recorded was of another boot.
+        for kind in ["root/pods", "root/containers"] {
+            for id in names(&self.dir.join(kind)) {
+                let path = self.dir.join(kind).join(id).join("record.json");
+                let text = fs::read_to_string(&path).unwrap();
+                let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+                record["boot_id"] = "00000000-0000-4000-8000-000000000000".into();
+                fs::write(&path, record.to_string()).unwrap();
+            }
+        }
+    }
+
+    fn end_processes(&mut self) {
         let term = |pid: i32| {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         };
@@ -184,16 +205,18 @@ impl Criod {
             found.iter().for_each(|(pid, _)| term(*pid));
             std::thread::sleep(Duration::from_millis(20));
         }
-        let _ = test_images::registry::stop(&self.dir.join("registry"));
+    }
+
+    fn unmount(&self) {
+        // Some may lie on others.
         for _ in 0..3 {
-            let mut mounts = self.mounts();
-            if self.options.small_root.is_some() {
-                mounts.insert(0, self.dir.join("root").to_string_lossy().into_owned());
-            }
-            for point in mounts.iter().rev() {
+            for point in self.mounts().iter().rev() {
                 let _ = umount2(point.as_str(), MntFlags::MNT_DETACH);
             }
         }
+    }
+
+    fn remove_cgroups(&self) {
         for group in cgroups(&self.tag) {
             for dir in below(&group) {
                 let _ = fs::remove_dir(dir);
@@ -212,6 +235,12 @@ impl Drop for Criod {
                 let _ = fs::copy(self.dir.join("criod.log"), kept);
             }
         }
-        self.end_all();
+        self.end_processes();
+        let _ = test_images::registry::stop(&self.dir.join("registry"));
+        self.unmount();
+        if self.options.small_root.is_some() {
+            let _ = umount2(&self.dir.join("root"), MntFlags::MNT_DETACH);
+        }
+        self.remove_cgroups();
     }
 }
