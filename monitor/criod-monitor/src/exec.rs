@@ -171,8 +171,9 @@ impl Monitor {
     fn begin_exec(&mut self, n: u32, waiter: Waiter, asked: &ExecSyncRequest) -> io::Result<()> {
         let process = self.exec_file(n, "process");
         let pid_file = self.exec_file(n, "pid");
-        fs::write(&process, &asked.process)?;
+        // First of all, so that a successor finds the others by it.
         fs::write(self.exec_file(n, "run"), "")?;
+        fs::write(&process, &asked.process)?;
         let _ = fs::remove_file(&pid_file);
         let (out, out_end) = sys::pipe::for_container()?;
         let (err, err_end) = sys::pipe::for_container()?;

@@ -322,11 +322,13 @@ impl Worker {
             |file: &File, dev, ino| file.metadata().is_ok_and(|m| m.dev() == dev && m.ino() == ino);
         let at_path = open_log(path, false).ok();
         let told = |e: io::Error| format!("{}: {e}", path.display());
-        if let (Some(to), Some(file)) = (mark.moving, &at_path)
-            && is(file, to.dev, to.ino)
-        {
+        if let Some(to) = mark.moving {
             // What was moved there halfway is moved again.
-            file.set_len(to.at).map_err(told)?;
+            let target = open_log(path, false).ok().filter(|f| is(f, to.dev, to.ino));
+            let target = target.or_else(|| beside(path, to.ino).filter(|f| is(f, to.dev, to.ino)));
+            if let Some(file) = target {
+                file.set_len(to.at).map_err(told)?;
+            }
         }
         let found = held
             .map(File::from)
@@ -417,8 +419,8 @@ impl Worker {
         }
         self.append(records, taken)?;
         let mut waited = false;
-        for n in 0..self.spools.len() {
-            self.spools[n].consumed.store(taken[n], Ordering::SeqCst);
+        for (n, at) in taken.into_iter().enumerate() {
+            self.spools[n].consumed.store(at, Ordering::SeqCst);
             waited |= self.spools[n].full.swap(false, Ordering::SeqCst);
             self.punch(n);
         }

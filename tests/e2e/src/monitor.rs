@@ -1,4 +1,5 @@
 //! A keeper, and monitors with real containers, without criod.
+#![allow(clippy::unwrap_used, reason = "what a test cannot set up is a failure of that test")]
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};

@@ -79,7 +79,7 @@ async fn while_stopping_until_the_first_sigkill() {
     // One that is under way when the end comes is answered, too.
     let client = c.client().await;
     let process = serde_json::json!({
-        "args": ["/bin/sleep", "1000"], "cwd": "/", "env": ["PATH=/bin"],
+        "args": ["/bin/busybox", "sleep", "1000"], "cwd": "/", "env": ["PATH=/bin"],
         "user": { "uid": 0, "gid": 0 },
     });
     let process = process.to_string().into_bytes();
@@ -128,7 +128,7 @@ async fn output_nobody_waits_for_is_removed() {
     let call = {
         let client = c.client().await;
         let process = serde_json::json!({
-            "args": ["/bin/sleep", "0.5"], "cwd": "/", "env": ["PATH=/bin"],
+            "args": ["/bin/busybox", "sleep", "0.5"], "cwd": "/", "env": ["PATH=/bin"],
             "user": { "uid": 0, "gid": 0 },
         });
         let process = process.to_string().into_bytes();
