@@ -159,7 +159,7 @@ impl Criod {
             }
             std::thread::sleep(Duration::from_millis(100));
         }
-        panic!("left behind: {left:#?}\n{}", self.said());
+        panic!("left behind: {left:#?}");
     }
 
     /// What a loss of power does: every process is gone, and so is what lies below runroot.
