@@ -3,6 +3,12 @@
 //! The programs under test come from the folder that `CRIOD_BIN` names, else from the folder that
 //! cargo built the tests into.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "what a test cannot set up is a failure of that test"
+)]
+
 pub mod daemon;
 pub mod monitor;
 
