@@ -202,6 +202,10 @@ impl Node {
         let config = &record.config.0;
         // The one durable entry, before the writable layer.
         container.record.update(Save::Durable, |_| ())?;
+        // The pod may have been stopped since it was looked at; from here on that sees this one.
+        if !record.infra {
+            ready(&*self.pod(&pod.id)?)?;
+        }
         let (_, handler) = self
             .config
             .handler(&pod.handler)
@@ -239,7 +243,8 @@ impl Node {
             rootfs: &rootfs,
             node: &self.config,
             handler,
-            host: oci::Host::current().map_err(spec_failed)?,
+            // Without the x32 ABI, which no image uses and every filter would pay for.
+            host: oci::Host { x32: false, ..oci::Host::current().map_err(spec_failed)? },
             hierarchy: &self.hierarchy,
             cgroup: &record.cgroup,
             target_pid,
@@ -421,8 +426,8 @@ impl Node {
     pub(crate) async fn watch(self: Arc<Self>, container: Arc<Container>) {
         let state = match container.monitor.wait().await {
             Ok(state) => state,
-            // It has been removed.
-            Err(_) => return,
+            // It has been removed, or somebody took the monitor's folder away.
+            Err(_) => return self.lost(&container).await,
         };
         note_end(&container, &state);
         let record = container.record.get();
@@ -442,6 +447,39 @@ impl Node {
         if let Err(e) = saved.await {
             warn!("{}", e.chain());
         }
+    }
+
+    /// Ends a container whose monitor's folder is gone, so that nothing can be known of it.
+    async fn lost(&self, container: &Arc<Container>) {
+        let record = container.record.get();
+        if !matches!(record.state, ContainerState::Created | ContainerState::Running) {
+            return;
+        }
+        warn!(container = container.id, "the folder of its monitor is gone; it is killed");
+        let killed = self.cgroup(&record.cgroup).map(|group| {
+            blocking(move || {
+                let name = group.name().to_owned();
+                group.kill().map_err(|source| Kind::Cgroup { name, source }.into())
+            })
+        });
+        let killed = match killed {
+            Ok(killing) => killing.await,
+            Err(e) => Err(e),
+        };
+        if let Err(e) = killed {
+            warn!(container = container.id, "{}", e.chain());
+        }
+        let ended = container.record.update(Save::Soon, |r| {
+            r.state = ContainerState::Exited;
+            r.exit_code = 137;
+            r.finished_at = sys::clock::realtime();
+            r.reason = "ContainerStatusUnknown".into();
+            r.message = "the folder of its monitor was removed".into();
+        });
+        if let Err(e) = ended {
+            warn!(container = container.id, "{}", e.chain());
+        }
+        container.ended.send_replace(true);
     }
 
     /// A pod whose own process has ended is no longer whole.
@@ -480,7 +518,10 @@ impl Node {
         match container.monitor.start().await {
             Ok(started_at) => {
                 container.record.update(Save::Soon, |r| {
-                    r.started_at = started_at;
+                    r.started_at = match r.finished_at {
+                        0 => started_at,
+                        finished => started_at.min(finished),
+                    };
                     if r.state == ContainerState::Created {
                         r.state = ContainerState::Running;
                     }
@@ -524,7 +565,12 @@ impl Node {
             }
             _ => return Ok(()),
         }
-        container.monitor.stop(record.stop_signal, timeout).await?;
+        if let Err(e) = container.monitor.stop(record.stop_signal, timeout).await {
+            if container.monitor.exists() {
+                return Err(e);
+            }
+            self.lost(container).await;
+        }
         // The sender lives as long as the container.
         let _ = container.ended.subscribe().wait_for(|ended| *ended).await;
         Ok(())
@@ -550,9 +596,7 @@ impl Node {
         container.monitor.delete().await.map_err(said_by_runtime)?;
         container.ended.send_replace(true);
         // Before anything is gone: a restart must go on from here, not find half a container.
-        if container.record.dir().exists() {
-            container.record.update(Save::Soon, |r| r.state = ContainerState::Removing)?;
-        }
+        container.record.update(Save::Soon, |r| r.state = ContainerState::Removing)?;
         if !self.paths.container_run(&container.id).join("config").exists() {
             self.keeper.forget(&container.id).await?;
         }
@@ -577,6 +621,7 @@ impl Node {
             |action| move |source| Error::from(Kind::Storage { id: id.clone(), action, source });
         root.unmount().map_err(gone("unmount its root"))?;
         root.remove().map_err(gone("remove its root"))?;
+        container.record.end();
         for dir in [self.paths.container_run(id), container.record.dir().clone()] {
             match std::fs::remove_dir_all(&dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -629,7 +674,8 @@ pub(crate) fn note_end(container: &Container, state: &StateResponse) {
                 ContainerState::Removing => ContainerState::Removing,
                 _ => ContainerState::Exited,
             };
-            r.started_at = state.started_at.max(r.started_at);
+            // The runtime's call may return after what it started has ended.
+            r.started_at = state.started_at.min(exit.finished_at);
             r.finished_at = exit.finished_at;
             r.exit_code = exit.code;
             r.message.clone_from(&state.error);

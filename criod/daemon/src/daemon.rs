@@ -6,18 +6,20 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, RwLock};
 
 use criod_config::{CgroupManager, Config, ShortNameMode};
+use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::keeper::{self, Keeper};
 use crate::network::Network;
-use crate::node::{Node, Ops, Paths};
+use crate::node::{Node, Ops, Paths, new_id};
 use crate::{recover, server};
 
 /// The cgroup that the keeper and the monitors live in.
@@ -65,6 +67,7 @@ async fn build(config: Config) -> Result<Arc<Node>> {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
             .map_err(Error::file("protect", dir))?;
     }
+    let lock = own(&paths)?;
     let hierarchy = cgroup::Hierarchy::detect().map_err(failed(MONITORS))?;
     let keeper = Keeper::start(keeper::Options {
         program: config.keeper_binary(),
@@ -95,6 +98,7 @@ async fn build(config: Config) -> Result<Arc<Node>> {
         last_time: AtomicI64::new(0),
         cpu: crate::stats::CpuRates::default(),
         unreadable: std::sync::Mutex::default(),
+        _lock: lock,
         config,
         paths,
     };
@@ -105,6 +109,44 @@ async fn build(config: Config) -> Result<Arc<Node>> {
         }
     }
     Ok(Arc::new(node))
+}
+
+/// Takes runroot for this criod and for this root: what lies in the one belongs to records in the
+/// other, and would be taken for left over by any other pair.
+fn own(paths: &Paths) -> Result<Flock<File>> {
+    let path = paths.run.join("lock");
+    let options = || OpenOptions::new().create(true).append(true).open(&path);
+    let file = options().map_err(Error::file("open", &path))?;
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        nix::errno::Errno::EWOULDBLOCK => {
+            Error::precondition(format!("another criod uses {}", paths.run.display()))
+        }
+        e => Error::file("lock", &path)(e.into()),
+    })?;
+    let of_root = paths.root.join("id");
+    let id = match std::fs::read_to_string(&of_root) {
+        Ok(id) => id,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let id = new_id()?;
+            std::fs::write(&of_root, &id).map_err(Error::file("write", &of_root))?;
+            id
+        }
+        Err(e) => return Err(Error::file("read", &of_root)(e)),
+    };
+    let of_run = paths.run.join("root-id");
+    match std::fs::read_to_string(&of_run) {
+        Ok(other) if other != id => Err(Error::precondition(format!(
+            "{} belongs to another root than {}: is that mounted? (Otherwise remove {}.)",
+            paths.run.display(),
+            paths.root.display(),
+            of_run.display()
+        ))),
+        Ok(_) => Ok(lock),
+        Err(_) => {
+            std::fs::write(&of_run, &id).map_err(Error::file("write", &of_run))?;
+            Ok(lock)
+        }
+    }
 }
 
 fn beside(program: &Path, name: &str) -> PathBuf {

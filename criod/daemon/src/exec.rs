@@ -10,15 +10,21 @@ use api_cri::v1::{ExecSyncRequest, ExecSyncResponse};
 use api_monitor::monitor::ExecSyncRequest as Asked;
 
 use crate::error::{Error, Kind, Result};
-use crate::node::{Node, blocking};
+use crate::node::{Node, blocking, on_disk};
 use crate::record::ContainerState;
 
 impl Node {
-    /// Runs a command in a container and waits for its end.
+    /// Runs a command in a container and waits for its end. A caller that goes away leaves nothing.
     pub(crate) async fn exec_sync(
         self: &Arc<Self>,
         request: ExecSyncRequest,
     ) -> Result<ExecSyncResponse> {
+        let node = Arc::clone(self);
+        let task = tokio::spawn(async move { node.exec_and_wait(request).await });
+        task.await.unwrap_or_else(|_| Err(Kind::Panicked.into()))
+    }
+
+    async fn exec_and_wait(self: &Arc<Self>, request: ExecSyncRequest) -> Result<ExecSyncResponse> {
         let container = self.container(&request.container_id)?;
         if request.cmd.is_empty() {
             return Err(Error::invalid("cmd is empty"));
@@ -55,7 +61,7 @@ impl Node {
     /// The container's process object with another command, without a terminal.
     fn process_of(&self, id: &str, args: Vec<String>) -> Result<Vec<u8>> {
         let path = self.paths.bundle(id).join("config.json");
-        let bytes = std::fs::read(&path).map_err(Error::file("read", &path))?;
+        let bytes = on_disk(|| std::fs::read(&path)).map_err(Error::file("read", &path))?;
         let bad = |e: serde_json::Error| {
             Error::from(Kind::Record { path: path.clone(), problem: e.to_string() })
         };

@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 pub(crate) const FILES: [(&str, &str); 3] =
     [("resolv.conf", "/etc/resolv.conf"), ("hosts", "/etc/hosts"), ("hostname", "/etc/hostname")];
 
+/// Size of the file system that a pod's files are on, in bytes: containers may write to them.
+const FILES_SIZE: u64 = 1 << 20;
 /// Size of a pod's /dev/shm in bytes, as other runtimes have it.
 const SHM_SIZE: u64 = 64 << 20;
 
@@ -26,6 +28,9 @@ fn write(path: &Path, text: &str) -> Result<()> {
 /// Writes hostname and resolv.conf.
 pub(crate) fn prepare(dir: &Path, hostname: &str, dns: Option<&DnsConfig>) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+    if !mounted(dir) {
+        mount_tmpfs(dir, MsFlags::empty(), &format!("mode=755,size={FILES_SIZE}"))?;
+    }
     write(&dir.join("hostname"), &format!("{hostname}\n"))?;
     let text = match dns {
         Some(dns) if *dns != DnsConfig::default() => resolv_conf(dns)?,
@@ -76,17 +81,21 @@ pub(crate) fn mount_shm(dir: &Path) -> Result<()> {
     if mounted(&shm) {
         return Ok(());
     }
-    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    let options = format!("mode=1777,size={SHM_SIZE}");
-    mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(options.as_str()))
-        .map_err(|e| Error::file("mount tmpfs at", &shm)(e.into()))
+    mount_tmpfs(&shm, MsFlags::MS_NOEXEC, &format!("mode=1777,size={SHM_SIZE}"))
+}
+
+fn mount_tmpfs(at: &Path, more: MsFlags, options: &str) -> Result<()> {
+    let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | more;
+    mount(Some("criod"), at, Some("tmpfs"), flags, Some(options))
+        .map_err(|e| Error::file("mount tmpfs at", at)(e.into()))
 }
 
 /// Unmounts the pod's /dev/shm and removes the pod's folder. May be repeated.
 pub(crate) fn remove(dir: &Path) -> Result<()> {
-    let shm = dir.join("shm");
-    if mounted(&shm) {
-        umount2(&shm, MntFlags::MNT_DETACH).map_err(|e| Error::file("unmount", &shm)(e.into()))?;
+    for at in [&dir.join("shm"), dir] {
+        if mounted(at) {
+            umount2(at, MntFlags::MNT_DETACH).map_err(|e| Error::file("unmount", at)(e.into()))?;
+        }
     }
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", dir)(e)),

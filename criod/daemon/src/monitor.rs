@@ -24,6 +24,7 @@ use ttrpc::context::Context;
 
 use crate::error::{Error, Kind, Result};
 use crate::keeper::Keeper;
+use crate::node::on_disk;
 
 /// Attempts to reach a monitor before the caller is told.
 const ATTEMPTS: u32 = 5;
@@ -83,8 +84,7 @@ impl Monitor {
             .write_to_bytes()
             .map_err(|e| Kind::Record { path: self.dir.join("config"), problem: e.to_string() })?;
         let path = self.dir.join("config");
-        fs::create_dir_all(&self.dir)
-            .and_then(|()| fs::write(&path, bytes))
+        on_disk(|| fs::create_dir_all(&self.dir).and_then(|()| fs::write(&path, bytes)))
             .map_err(Error::file("write", &path))?;
         self.fork().await
     }
@@ -102,7 +102,7 @@ impl Monitor {
             let log = OpenOptions::new().create(true).append(true).open(log)?;
             Ok((listener, log))
         };
-        let (listener, log) = listen().map_err(Error::file("listen at", &path))?;
+        let (listener, log) = on_disk(listen).map_err(Error::file("listen at", &path))?;
         let command = vec![
             self.program.to_string_lossy().into_owned(),
             "--dir".into(),
@@ -138,8 +138,14 @@ impl Monitor {
             return Ok(());
         }
         *held = None;
-        if lives(&self.dir) {
+        if on_disk(|| lives(&self.dir)) {
             return Ok(());
+        }
+        if !self.exists() {
+            return Err(Error::precondition(format!(
+                "container {}: the folder of its monitor is gone",
+                self.id
+            )));
         }
         warn!(container = self.id, "monitor has died; starting a successor");
         self.fork().await?;
@@ -216,7 +222,7 @@ impl Monitor {
             match self.call("wait", call).await {
                 Ok(state) => return Ok(state),
                 Err(e) => {
-                    if !self.dir.exists() {
+                    if !self.exists() {
                         return Err(e);
                     }
                     warn!("{}", e.chain());
@@ -253,9 +259,14 @@ impl Monitor {
         }
     }
 
+    /// Whether there is what a monitor needs to live.
+    pub(crate) fn exists(&self) -> bool {
+        self.dir.join("config").exists()
+    }
+
     /// Deletes the container and ends the monitor. A monitor that is gone has ended.
     pub(crate) async fn delete(&self) -> Result<()> {
-        if !self.dir.join("config").exists() {
+        if !self.exists() {
             return Ok(());
         }
         let deleted = || {

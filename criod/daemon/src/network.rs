@@ -80,6 +80,25 @@ impl Network {
         list
     }
 
+    /// Fails where no pod could be attached: without a configuration, or without a plugin that it
+    /// names. Nothing has been begun then, so there is nothing to undo.
+    pub(crate) fn usable(&self) -> Result<()> {
+        let list =
+            self.list().map_err(|e| Error::precondition(format!("network not ready: {e}")))?;
+        for plugin in &list.plugins {
+            let there = |dir: &PathBuf| dir.join(&plugin.kind).is_file();
+            if !self.plugins.plugin_dirs.iter().any(there) {
+                return Err(Error::precondition(format!(
+                    "network not ready: the CNI plugin {:?} of {} is in none of {:?}",
+                    plugin.kind,
+                    list.path.display(),
+                    self.plugins.plugin_dirs
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Attaches a pod. On failure the plugins have been asked to undo it.
     pub(crate) async fn attach(
         &self,

@@ -85,13 +85,21 @@ pub(crate) enum Save {
 pub(crate) struct Kept<T> {
     cell: Cell<T>,
     dir: PathBuf,
-    /// Held by whoever changes it; true: the disk does not have the last change.
-    behind: Mutex<bool>,
+    /// Held by whoever changes it.
+    disk: Mutex<Disk>,
+}
+
+#[derive(Debug, Default)]
+struct Disk {
+    /// It does not have the last change.
+    behind: bool,
+    /// The folder is being removed, or has been: nothing may bring it back.
+    gone: bool,
 }
 
 impl<T: Clone + serde::Serialize> Kept<T> {
     fn new(record: T, dir: PathBuf) -> Kept<T> {
-        Kept { cell: Cell::new(record), dir, behind: Mutex::new(false) }
+        Kept { cell: Cell::new(record), dir, disk: Mutex::default() }
     }
 
     pub(crate) fn get(&self) -> Arc<T> {
@@ -104,35 +112,53 @@ impl<T: Clone + serde::Serialize> Kept<T> {
 
     /// Changes the record. With [`Save::Soon`] the change holds in any case.
     pub(crate) fn update(&self, save: Save, change: impl FnOnce(&mut T)) -> Result<Arc<T>> {
-        let mut behind = lock(&self.behind);
-        let mut next = (*self.cell.get()).clone();
-        change(&mut next);
-        match record::save(&self.dir, &next, save == Save::Durable) {
-            Ok(()) => *behind = false,
-            Err(e) if save == Save::Soon => {
-                tracing::warn!("will be written later: {}", e.chain());
-                *behind = true;
+        on_disk(|| {
+            let mut disk = lock(&self.disk);
+            let mut next = (*self.cell.get()).clone();
+            change(&mut next);
+            if !disk.gone {
+                match record::save(&self.dir, &next, save == Save::Durable) {
+                    Ok(()) => disk.behind = false,
+                    Err(e) if save == Save::Soon => {
+                        tracing::warn!("will be written later: {}", e.chain());
+                        disk.behind = true;
+                    }
+                    Err(e) => return Err(e),
+                }
             }
-            Err(e) => return Err(e),
-        }
-        Ok(self.cell.set(next))
+            Ok(self.cell.set(next))
+        })
     }
 
     /// Changes the record in memory alone.
     pub(crate) fn note(&self, change: impl FnOnce(&mut T)) {
-        let _behind = lock(&self.behind);
-        let mut next = (*self.cell.get()).clone();
-        change(&mut next);
-        self.cell.set(next);
+        on_disk(|| {
+            let _disk = lock(&self.disk);
+            let mut next = (*self.cell.get()).clone();
+            change(&mut next);
+            self.cell.set(next);
+        });
     }
 
     /// Writes what the disk does not have yet.
     pub(crate) fn catch_up(&self) {
-        let mut behind = lock(&self.behind);
-        if *behind && record::save(&self.dir, &*self.cell.get(), false).is_ok() {
-            *behind = false;
-        }
+        on_disk(|| {
+            let mut disk = lock(&self.disk);
+            if disk.behind && !disk.gone && record::save(&self.dir, &*self.get(), false).is_ok() {
+                disk.behind = false;
+            }
+        });
     }
+
+    /// From here on nothing is written: the folder is about to be removed.
+    pub(crate) fn end(&self) {
+        lock(&self.disk).gone = true;
+    }
+}
+
+/// Does what may wait for a disk where it holds up nobody else.
+pub(crate) fn on_disk<T>(work: impl FnOnce() -> T) -> T {
+    tokio::task::block_in_place(work)
 }
 
 type Joined<T> = Shared<BoxFuture<'static, Result<T>>>;
@@ -246,6 +272,8 @@ pub(crate) struct Node {
     pub(crate) cpu: crate::stats::CpuRates,
     /// Containers whose records could not be read; as long as there are any, no image goes.
     pub(crate) unreadable: Mutex<Vec<String>>,
+    /// On runroot, for as long as this criod lives.
+    pub(crate) _lock: nix::fcntl::Flock<std::fs::File>,
 }
 
 impl std::fmt::Debug for Node {

@@ -115,6 +115,9 @@ impl Node {
         }
         let mut record = record;
         record.attached = !spec::host_network(&record);
+        if record.attached {
+            self.network.usable()?;
+        }
         let pod = self.add_pod(record);
         // The one durable entry, before anything that outlives a reboot.
         if let Err(e) = pod.record.update(Save::Durable, |_| ()) {
@@ -184,11 +187,15 @@ impl Node {
             })?;
             self.network.open_ports(&pod.id, &pod.record.get().host_ports).await?;
         }
-        files::hosts(&dir, host_network, &hostname, &ips)?;
-        let log_dir = &config.log_directory;
-        if !log_dir.is_empty() {
-            std::fs::create_dir_all(log_dir).map_err(Error::file("create", log_dir))?;
-        }
+        let log_dir = config.log_directory.clone();
+        blocking(move || {
+            files::hosts(&dir, host_network, &hostname, &ips)?;
+            if !log_dir.is_empty() {
+                std::fs::create_dir_all(&log_dir).map_err(Error::file("create", &log_dir))?;
+            }
+            Ok(())
+        })
+        .await?;
         if spec::wants_shared_pid(&record) {
             let pid = self.start_infra(pod).await?;
             pod.record.update(Save::Now, |r| r.infra_pid = pid)?;
@@ -303,6 +310,7 @@ impl Node {
         }
         self.disconnect(pod).await?;
         let dir = pod.record.dir().clone();
+        pod.record.end();
         blocking(move || match std::fs::remove_dir_all(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::file("remove", &dir)(e))

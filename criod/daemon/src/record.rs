@@ -142,14 +142,17 @@ pub(crate) struct ContainerRecord {
 
 const NAME: &str = "record.json";
 
-/// Writes a record into its folder; `durable` before anything that outlives a reboot.
+/// Writes a record into its folder; `durable`, which also makes the folder, before anything that
+/// outlives a reboot.
 pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Result<()> {
     let path = dir.join(NAME);
     let temp = dir.join("record.new");
     let bytes = serde_json::to_vec(record)
         .map_err(|e| Kind::Record { path: path.clone(), problem: e.to_string() })?;
     let write = || {
-        fs::create_dir_all(dir)?;
+        if durable {
+            fs::create_dir_all(dir)?;
+        }
         let mut file = File::create(&temp)?;
         file.write_all(&bytes)?;
         if durable {

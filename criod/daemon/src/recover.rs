@@ -70,6 +70,7 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
             continue;
         }
         let run = node.paths.container_run(&container.id);
+        forget_output(&run);
         refresh(&container, &run);
         if let Some(state) = last_state(&run)
             && state.phase.enum_value() == Ok(api_monitor::monitor::Phase::PHASE_EXITED)
@@ -80,6 +81,15 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
     }
     info!(pods = node.all_pods().len(), containers = node.all_containers().len(), "records loaded");
     Ok(())
+}
+
+/// Output of commands whose callers went with the criod before.
+fn forget_output(run: &Path) {
+    for name in entries(run) {
+        if name.starts_with("exec-") && (name.ends_with(".stdout") || name.ends_with(".stderr")) {
+            let _ = fs::remove_file(run.join(name));
+        }
+    }
 }
 
 /// The layers of a container stay as long as it does.

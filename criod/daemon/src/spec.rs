@@ -268,7 +268,18 @@ impl Request<'_> {
         if asked.userns_options.as_ref().is_some_and(|u| u.mode == NamespaceMode::Pod as i32) {
             return Err(Error::unsupported("user namespaces are not supported yet"));
         }
-        let pinned = |kind| self.pinned.get(kind).map_or(Ns::Host, |p| Ns::Path(p.to_owned()));
+        // A pin that is missing is never taken for the host's namespace.
+        let modes = pod_modes(self.pod);
+        let pinned = |kind: NsKind, host: bool| match (host, self.pinned.get(kind)) {
+            (true, _) => Ok(Ns::Host),
+            (false, Some(pin)) if namespace::is_namespace(pin) => Ok(Ns::Path(pin.to_owned())),
+            (false, _) => Err(Error::precondition(format!(
+                "the {} namespace of pod sandbox {} is gone",
+                kind.name(),
+                self.pod.id
+            ))),
+        };
+        let host_network = host_network(self.pod);
         let pid = match mode(asked.pid)? {
             NamespaceMode::Container => Ns::New,
             NamespaceMode::Node => Ns::Host,
@@ -282,9 +293,9 @@ impl Request<'_> {
             }
         };
         Ok(oci::Namespaces {
-            network: pinned(NsKind::Net),
-            ipc: pinned(NsKind::Ipc),
-            uts: pinned(NsKind::Uts),
+            network: pinned(NsKind::Net, host_network)?,
+            ipc: pinned(NsKind::Ipc, modes.ipc == NamespaceMode::Node as i32)?,
+            uts: pinned(NsKind::Uts, host_network)?,
             pid,
             cgroup: if self.hierarchy.is_v2() { Ns::New } else { Ns::Host },
             ..oci::Namespaces::default()
@@ -304,6 +315,7 @@ impl Request<'_> {
             if !taken.iter().any(|t| t == destination) && source.exists() {
                 let mut mount = bind(&source, destination);
                 mount.options = vec!["nosuid".into(), "nodev".into(), "noexec".into()];
+                mount.readonly = security(self.config).readonly_rootfs;
                 mounts.push(mount);
             }
         }

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use crate::error::{Error, Result};
-use crate::node::{Node, blocking};
+use crate::node::{Node, blocking, on_disk};
 
 /// Answers the CRI's RuntimeService.
 #[derive(Debug, Clone)]
@@ -30,17 +30,17 @@ impl Runtime {
     fn conditions(&self) -> Vec<RuntimeCondition> {
         let ready =
             RuntimeCondition { r#type: "RuntimeReady".into(), status: true, ..Default::default() };
-        let network = match self.0.network.list() {
-            Ok(_) => RuntimeCondition {
+        let network = match self.0.network.usable() {
+            Ok(()) => RuntimeCondition {
                 r#type: "NetworkReady".into(),
                 status: true,
                 ..Default::default()
             },
-            Err(why) => RuntimeCondition {
+            Err(e) => RuntimeCondition {
                 r#type: "NetworkReady".into(),
                 status: false,
                 reason: "NetworkPluginNotReady".into(),
-                message: format!("Network plugin returns error: {why}"),
+                message: format!("Network plugin returns error: {}", e.chain()),
             },
         };
         vec![ready, network]
@@ -75,7 +75,7 @@ impl Runtime {
 
     fn verbose(&self, id: &str, pid: i32, sandbox: &str) -> BTreeMap<String, String> {
         let path = self.0.paths.bundle(id).join("config.json");
-        let spec = std::fs::read_to_string(path).unwrap_or_default();
+        let spec = on_disk(|| std::fs::read_to_string(path)).unwrap_or_default();
         let spec: serde_json::Value = serde_json::from_str(&spec).unwrap_or_default();
         let info = serde_json::json!({
             "sandboxID": sandbox, "pid": pid, "runtimeSpec": spec,
