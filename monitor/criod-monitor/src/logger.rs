@@ -33,9 +33,9 @@ use crate::output::Spool;
 use crate::progress::{Move, Progress};
 
 /// Bytes read from a spool at a time; more than a line's limit, so that each round gets on.
-const READ: usize = 2 * MAX_LINE;
-/// Bytes of records written at a time.
-const ROOM: usize = 64 << 10;
+const READ: usize = 8 * MAX_LINE;
+/// Bytes of records written at a time. As much as this the allocator gives back at once.
+const ROOM: usize = 512 << 10;
 /// Between attempts to write to a log that cannot be written.
 const RETRY: Duration = Duration::from_millis(500);
 /// Rounds of writing before commands have their turn.
@@ -441,14 +441,14 @@ impl Worker {
             let spare = self.open_path(false).map_err(io::Error::other)?;
             self.opened(Ok(spare));
         }
-        if let Some(log) = &self.log
-            && log.metadata()?.nlink() == 0
-            && self.look.is_none_or(|t| Instant::now() >= t)
-        {
+        let Some(log) = &self.log else { return Ok(()) };
+        let mut meta = log.metadata()?;
+        if meta.nlink() == 0 && self.look.is_none_or(|t| Instant::now() >= t) {
             self.find_name_again()?;
+            meta = self.log.as_ref().map_or(Ok(meta), File::metadata)?;
         }
         let Some(mut log) = self.log.as_ref() else { return Ok(()) };
-        let (before, length) = (self.progress.now, log.metadata()?.len());
+        let (before, length) = (self.progress.now, meta.len());
         let mut done = log.write_all(records);
         if done.is_ok() {
             self.progress.now.log = length + records.len() as u64;
@@ -556,10 +556,10 @@ fn end_line(mut file: &File, length: u64) -> io::Result<u64> {
 
 /// Appends the bytes `from..upto` of one file to another.
 fn copy(source: &File, mut target: &File, from: u64, upto: u64) -> io::Result<()> {
-    let mut buffer = vec![0; READ];
+    let mut buffer = vec![0; 2 * MAX_LINE];
     let mut at = from;
     while at < upto {
-        let len = usize::try_from(upto - at).unwrap_or(READ).min(READ);
+        let len = usize::try_from(upto - at).unwrap_or(usize::MAX).min(buffer.len());
         source.read_exact_at(&mut buffer[..len], at)?;
         target.write_all(&buffer[..len])?;
         at += len as u64;

