@@ -36,6 +36,8 @@ use crate::progress::{Move, Progress};
 const READ: usize = 8 * MAX_LINE;
 /// Bytes of records written at a time. As much as this the allocator gives back at once.
 const ROOM: usize = 512 << 10;
+/// As few as it is tried with on a disk that is almost full: a whole record of each stream.
+const ROOM_LEAST: usize = 2 * (MAX_LINE + crilog::OVERHEAD);
 /// Between attempts to write to a log that cannot be written.
 const RETRY: Duration = Duration::from_millis(500);
 /// Rounds of writing before commands have their turn.
@@ -124,6 +126,7 @@ impl Logger {
             open: false,
             flush: None,
             ours_alone: false,
+            room: ROOM,
             replaced: None,
             look: None,
             complaint: None,
@@ -182,6 +185,8 @@ struct Worker {
     /// The log is a file that only we have: if we die before the keeper has it, too, and it loses
     /// its name, what is in it is gone. So nothing is written to it yet.
     ours_alone: bool,
+    /// How much is written at a time at the moment.
+    room: usize,
     /// The file that a new one took the place of; to be synced.
     replaced: Option<File>,
     /// Not to look for a name of the log before.
@@ -196,7 +201,13 @@ impl Worker {
             let until = match self.write_rounds() {
                 Ok(until) => {
                     self.complaint = None;
+                    self.room = ROOM.min(self.room * 2);
                     until
+                }
+                // What does not fit whole may fit in pieces.
+                Err(_) if self.room > ROOM_LEAST => {
+                    self.room = ROOM_LEAST.max(self.room / 4);
+                    Until::Now
                 }
                 Err(e) => {
                     self.complain(&e);
@@ -407,7 +418,7 @@ impl Worker {
             spool.file.read_exact_at(input, at)?;
             let done = if self.path.is_some() {
                 // Half of the room is each stream's, so that a flood on one leaves the other alone.
-                let room = records.len() + ROOM / 2;
+                let room = records.len() + self.room / 2;
                 crilog::format(stream, &stamp, input, last, room, records)
             } else {
                 len
