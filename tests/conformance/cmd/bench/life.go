@@ -64,15 +64,22 @@ func (t *target) podConfig(o options) (*cri.PodSandboxConfig, error) {
 		},
 		Annotations: map[string]string{"kubernetes.io/config.source": "api"},
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent: o.parent,
+			CgroupParent: filepath.Join(o.parent, t.name),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{
 				NamespaceOptions: namespaces(),
-				Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
+				Seccomp:          o.seccomp(),
 			},
 			Overhead:  &cri.LinuxContainerResources{},
 			Resources: &cri.LinuxContainerResources{},
 		},
 	}, nil
+}
+
+func (o options) seccomp() *cri.SecurityProfile {
+	if o.unconfined {
+		return &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
+	}
+	return &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
 }
 
 func namespaces() *cri.NamespaceOption {
@@ -95,7 +102,7 @@ func containerConfig(o options, pod *cri.PodSandboxConfig) *cri.ContainerConfig 
 			Resources: &cri.LinuxContainerResources{CpuShares: 102, MemoryLimitInBytes: 128 << 20},
 			SecurityContext: &cri.LinuxContainerSecurityContext{
 				NamespaceOptions: namespaces(),
-				Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
+				Seccomp:          o.seccomp(),
 			},
 		},
 	}

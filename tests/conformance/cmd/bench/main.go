@@ -49,6 +49,8 @@ type options struct {
 	lists  int
 	logs   string
 	clean  bool
+	// Without the runtimes' own seccomp profiles, which differ.
+	unconfined bool
 }
 
 // target is a runtime that is measured.
@@ -62,26 +64,33 @@ type target struct {
 	mark    string
 	samples map[string][]time.Duration
 	memory  memory
-	made    int
+	// Files that count its processor time; without any, its processes do.
+	cpuFiles []string
+	cpu      time.Duration
+	made     int
 }
 
 func main() {
 	var o options
 	var targets, besides []*target
-	helpers := map[string]string{}
+	helpers, cpu := map[string]string{}, map[string]string{}
 	flag.Func("runtime", "NAME=SOCKET[:PID,…], once for each runtime", func(s string) error {
 		t, err := parseTarget(s)
 		targets = append(targets, t)
 		return err
 	})
-	flag.Func("helper", "NAME=PROGRAM[:TEXT], the program that watches containers", func(s string) error {
-		name, program, ok := strings.Cut(s, "=")
-		if !ok {
-			return errors.New("want NAME=PROGRAM")
+	assign := func(to map[string]string) func(string) error {
+		return func(s string) error {
+			name, value, ok := strings.Cut(s, "=")
+			if !ok {
+				return errors.New("want NAME=VALUE")
+			}
+			to[name] = value
+			return nil
 		}
-		helpers[name] = program
-		return nil
-	})
+	}
+	flag.Func("helper", "NAME=PROGRAM[:TEXT], the program that watches containers", assign(helpers))
+	flag.Func("cpu", "NAME=FILE,…, cgroups' files that count its processor time (else: the PIDs)", assign(cpu))
 	flag.Func("beside", "NAME=PROGRAM:TEXT, other programs that watch containers, for their memory", func(s string) error {
 		name, program, _ := strings.Cut(s, "=")
 		t := &target{name: name}
@@ -95,12 +104,16 @@ func main() {
 	flag.IntVar(&o.execs, "execs", 3, "commands in each of them")
 	flag.IntVar(&o.pods, "pods", 20, "pods that are there while lists and memory are measured")
 	flag.IntVar(&o.lists, "lists", 50, "lists that are asked for then")
+	flag.BoolVar(&o.unconfined, "unconfined", false, "no seccomp profile (the default: each runtime's own)")
 	flag.BoolVar(&o.clean, "clean", false, "only remove the pods that an earlier run left behind")
 	flag.Parse()
 	klog.SetLogger(logr.Discard())
 
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
+	for _, t := range targets {
+		t.cpuFiles = strings.FieldsFunc(cpu[t.name], func(r rune) bool { return r == ',' })
+	}
 	if err := run(ctx, o, targets, besides, helpers); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -178,6 +191,9 @@ func run(ctx context.Context, o options, targets, besides []*target, helpers map
 		}
 		clear(t.samples)
 	}
+	for _, t := range targets {
+		t.cpu = -t.cpuTime()
+	}
 	for round := range o.rounds {
 		progress("round %d of %d", round+1, o.rounds)
 		for _, t := range order(targets, round) {
@@ -185,6 +201,9 @@ func run(ctx context.Context, o options, targets, besides []*target, helpers map
 				return err
 			}
 		}
+	}
+	for _, t := range targets {
+		t.cpu += t.cpuTime()
 	}
 	if err := many(ctx, o, targets); err != nil {
 		return err

@@ -61,6 +61,13 @@ func show(w io.Writer, o options, targets, besides []*target) {
 		}
 		rows = append(rows, row)
 	}
+	// Rounds only: what a runtime used for each life, in its own processes and in those it started.
+	row := []string{"processor time, for each life", fmt.Sprint(o.rounds)}
+	each := func(t *target) float64 { return float64(t.cpu) / float64(time.Millisecond) / float64(max(o.rounds, 1)) }
+	for _, t := range targets {
+		row = append(row, millis(each(t)), "")
+	}
+	rows = append(rows, append(row, ratio(each(first), each(last))))
 	align(w, rows)
 
 	all := append(append([]*target{}, targets...), besides...)
