@@ -288,11 +288,12 @@ fn a_second_criod_on_the_same_folders() {
     let config = criod.host_pod("first");
     let pod = criod.run_pod(&config).unwrap();
     let id = criod.run(&pod, &container("c", &["sleep", "1000"]), &config);
-    // On the same root with another socket, and with all the same.
-    for own_socket in [true, false] {
+    // With all the same, with another socket, and with another folder beside the same root.
+    let own: [&[&str]; 3] = [&[], &["--listen"], &["--listen", "--runroot"]];
+    for flags in own {
         let mut command = criod.command();
-        if own_socket {
-            command.arg("--listen").arg(criod.dir.join("second.sock"));
+        for flag in flags {
+            command.arg(flag).arg(criod.dir.join(format!("second{flag}")));
         }
         command.stderr(std::process::Stdio::piped());
         let mut second = criod.net.run(|| command.spawn().unwrap());
@@ -300,8 +301,7 @@ fn a_second_criod_on_the_same_folders() {
         assert!(!ended.success());
         let output = second.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
-        let root = criod.dir.join("root");
-        assert!(text.contains(&*root.to_string_lossy()), "{text}");
+        assert!(text.contains(&*criod.dir.to_string_lossy()), "{text}");
         assert_eq!(criod.status(&id).unwrap().state, RUNNING);
         assert_eq!(criod.exec(&id, &["echo", "x"]).unwrap(), (0, "x\n".to_owned()));
     }

@@ -1,4 +1,5 @@
-//! criod is killed at any moment of any call; the caller repeats the call, as the kubelet does.
+//! criod, the keeper or a monitor is killed at any moment of any call; the caller repeats the
+//! call, as the kubelet does.
 //!
 //! ```text
 //! a cycle: RunPodSandbox CreateContainer StartContainer … StopContainer RemoveContainer
@@ -10,8 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use api_cri::v1::PodSandboxConfig;
-use e2e::daemon::{Answer, BUSYBOX, Cri, Criod, EXITED, Options, container, lines};
+use e2e::daemon::{Answer, BUSYBOX, Cri, Criod, EXITED, Options, container, lines, processes};
 use e2e::eventually;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Odd while criod is being killed; another number after each kill.
 type Kills = AtomicUsize;
@@ -55,7 +58,33 @@ fn cycle(cri: &Cri, kills: &Kills, config: &PodSandboxConfig) {
     assert_eq!(lines(&log).len(), 1, "{:?}", lines(&log));
 }
 
-fn killed_all_along(rounds: u32, config: impl Fn(&Cri, &str) -> PodSandboxConfig) {
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Victim {
+    Criod,
+    Keeper,
+    Monitor,
+}
+
+fn strike(criod: &mut Criod, victim: Victim) {
+    match victim {
+        Victim::Criod => criod.kill9(),
+        Victim::Keeper => {
+            criod.replace_keeper();
+        }
+        Victim::Monitor => {
+            let dir = criod.dir.join("run/containers").to_string_lossy().into_owned();
+            let all = processes(&dir);
+            let found = all.iter().find(|(_, line)| line.contains("criod-monitor"));
+            // At some moments there is none.
+            if let Some((pid, _)) = found {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+        }
+    }
+}
+
+fn killed_all_along(victim: Victim, rounds: u32, config: impl Fn(&Cri, &str) -> PodSandboxConfig) {
     let mut criod = Criod::start(Options::default());
     let kills = Kills::new(0);
     let began = Instant::now();
@@ -68,9 +97,11 @@ fn killed_all_along(rounds: u32, config: impl Fn(&Cri, &str) -> PodSandboxConfig
             let running = scope.spawn(|| cycle(&cri, &kills, &config));
             std::thread::sleep(whole * round / rounds);
             kills.fetch_add(1, Ordering::SeqCst);
-            criod.kill9();
+            strike(&mut criod, victim);
             kills.fetch_add(1, Ordering::SeqCst);
-            criod.launch();
+            if victim == Victim::Criod {
+                criod.launch();
+            }
             if let Err(e) = running.join() {
                 eprintln!("killed after {:?} of {whole:?}", whole * round / rounds);
                 std::panic::resume_unwind(e);
@@ -85,12 +116,12 @@ fn killed_all_along(rounds: u32, config: impl Fn(&Cri, &str) -> PodSandboxConfig
 
 #[test]
 fn with_a_network() {
-    killed_all_along(24, |cri, name| cri.pod(name));
+    killed_all_along(Victim::Criod, 24, |cri, name| cri.pod(name));
 }
 
 #[test]
 fn with_a_shared_pid_namespace_and_host_ports() {
-    killed_all_along(24, |cri, name| {
+    killed_all_along(Victim::Criod, 24, |cri, name| {
         let mut config = cri.pod(name);
         let linux = config.linux.as_mut().unwrap();
         let options = linux.security_context.as_mut().unwrap().namespace_options.as_mut().unwrap();
@@ -102,6 +133,16 @@ fn with_a_shared_pid_namespace_and_host_ports() {
         });
         config
     });
+}
+
+#[test]
+fn of_the_keeper() {
+    killed_all_along(Victim::Keeper, 16, |cri, name| cri.pod(name));
+}
+
+#[test]
+fn of_a_monitor() {
+    killed_all_along(Victim::Monitor, 24, |cri, name| cri.pid_pod(name));
 }
 
 #[test]

@@ -100,8 +100,9 @@ impl Criod {
         }
         let dir = self.dir.to_string_lossy().into_owned();
         let own = self.child.as_ref().map(|c| c.id().cast_signed());
+        let keeper = self.keeper_pid();
         let expected = |(pid, line): &(i32, String)| {
-            Some(*pid) == own || line.contains("docker-registry") || line.contains("criod-keeper")
+            Some(*pid) == own || Some(*pid) == keeper || line.contains("docker-registry")
         };
         for found in processes(&dir).iter().filter(|p| !expected(p)) {
             left.push(format!("process {} {}", found.0, found.1));
