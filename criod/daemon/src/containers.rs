@@ -22,7 +22,7 @@ use storage::{ContainerMount, MountOptions};
 use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::monitor::last_state;
+use crate::monitor::{last_state, seal};
 use crate::node::{Container, Node, Pod, Save, blocking, new_id};
 use crate::record::{ContainerRecord, ContainerState, PodRecord, PodState, Wire};
 use crate::spec;
@@ -621,8 +621,14 @@ impl Node {
             |action| move |source| Error::from(Kind::Storage { id: id.clone(), action, source });
         root.unmount().map_err(gone("unmount its root"))?;
         root.remove().map_err(gone("remove its root"))?;
+        let run = self.paths.container_run(id);
+        let sealed = seal(&run);
+        if sealed.is_none() && run.exists() {
+            let text = format!("container {id}: its monitor does not end");
+            return Err(Error::precondition(text));
+        }
         container.record.end();
-        for dir in [self.paths.container_run(id), container.record.dir().clone()] {
+        for dir in [run, container.record.dir().clone()] {
             match std::fs::remove_dir_all(&dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Error::file("remove", &dir)(e));

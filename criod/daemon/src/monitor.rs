@@ -10,7 +10,7 @@
 //! ```
 //! All calls but ExecSync may be repeated, so a broken connection is no error of theirs.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,6 +28,10 @@ use crate::node::on_disk;
 
 /// Attempts to reach a monitor before the caller is told.
 const ATTEMPTS: u32 = 5;
+
+/// How often, and how far apart, the lock of an ending monitor is tried.
+const SEAL_ROUNDS: u32 = 500;
+const SEAL_PAUSE: Duration = Duration::from_millis(4);
 
 /// A container's monitor.
 #[derive(Debug)]
@@ -58,6 +62,21 @@ pub(crate) fn lives(dir: &Path) -> bool {
         Flock::lock(file, FlockArg::LockExclusiveNonblock),
         Err((_, nix::errno::Errno::EWOULDBLOCK))
     )
+}
+
+/// Takes the lock of a folder that is to be removed, waiting a moment for a monitor that is ending.
+///
+/// While it is held no monitor can begin to live there: one that was forked late finds the lock
+/// taken, or later the folder gone. `None`: a monitor lives.
+pub(crate) fn seal(dir: &Path) -> Option<Flock<File>> {
+    for _ in 0..SEAL_ROUNDS {
+        let file = OpenOptions::new().create(true).append(true).open(dir.join("lock")).ok()?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err(_) => std::thread::sleep(SEAL_PAUSE),
+        }
+    }
+    None
 }
 
 /// What a monitor wrote down last, whether it lives or not.

@@ -17,12 +17,15 @@ use crate::record::{HostPort, PodRecord};
 /// The interface that a pod's address is on.
 const INTERFACE: &str = "eth0";
 
+/// The configuration, or why there is none, and the state of its folder when it was read.
+type Loaded = (cni::Fingerprint, Result<Arc<NetworkList>, String>);
+
 /// The node's pod network.
 pub(crate) struct Network {
     dir: PathBuf,
     default: String,
     plugins: Plugins,
-    loaded: Mutex<Option<(cni::Fingerprint, Result<Arc<NetworkList>, String>)>>,
+    loaded: Mutex<Option<Loaded>>,
     host_ports: tokio::sync::OnceCell<HostPorts>,
     /// Of the pods that lived when criod began.
     begun_with: Mutex<BTreeMap<String, Vec<Mapping>>>,

@@ -16,7 +16,7 @@ use namespace::{Kind as NsKind, Pinned};
 use tracing::{debug, info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::node::{Node, Pod, Save, blocking, new_id, pod_key};
+use crate::node::{Node, Pod, Save, blocking, new_id, on_disk, pod_key};
 use crate::record::{PodRecord, PodState, Wire};
 use crate::{files, spec};
 
@@ -122,6 +122,9 @@ impl Node {
         // The one durable entry, before anything that outlives a reboot.
         if let Err(e) = pod.record.update(Save::Durable, |_| ()) {
             self.forget_pod(&pod.id);
+            // Its folder may have been made, with nothing in it that counts.
+            let dir = pod.record.dir().clone();
+            let _ = on_disk(|| std::fs::remove_dir_all(dir));
             return Err(e);
         }
         match self.build_pod(&pod).await {

@@ -170,8 +170,11 @@ pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Resul
     write().map_err(Error::file("write", &path))
 }
 
+/// Records that could be read, and the ids of those that could not, with the reason.
+pub(crate) type Loaded<T> = (Vec<T>, Vec<(String, Error)>);
+
 /// Reads every record below `root`. What cannot be read comes back as its id and the reason.
-pub(crate) fn load_all<T: DeserializeOwned>(root: &Path) -> Result<(Vec<T>, Vec<(String, Error)>)> {
+pub(crate) fn load_all<T: DeserializeOwned>(root: &Path) -> Result<Loaded<T>> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,

@@ -17,6 +17,9 @@ pub struct Stat {
     pub session: i32,
     /// Field 22: with the pid it names one process of this boot.
     pub start_time: u64,
+    /// Field 52: the wait status of one that has ended and was not reaped; 0 where it may not be
+    /// seen.
+    pub exit_code: i32,
 }
 
 /// Parses a line of `/proc/PID/stat`. The command in it may hold spaces and parentheses.
@@ -28,7 +31,9 @@ pub fn parse_stat(line: &str) -> Option<Stat> {
     let ppid = rest.next()?.parse().ok()?;
     let session = rest.nth(1)?.parse().ok()?;
     let start_time = rest.nth(15)?.parse().ok()?;
-    Some(Stat { pid: line[..open].trim().parse().ok()?, state, ppid, session, start_time })
+    let exit_code = rest.nth(29).and_then(|w| w.parse().ok()).unwrap_or(0);
+    let pid = line[..open].trim().parse().ok()?;
+    Some(Stat { pid, state, ppid, session, start_time, exit_code })
 }
 
 /// Reads the state of one process; `None` when there is none.
@@ -46,6 +51,19 @@ pub fn with_argument(argument: &str) -> Vec<i32> {
         let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.split(|b| *b == 0).any(|word| word == argument.as_bytes())
     };
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(|pid| has(*pid)).collect()
+}
+
+/// Processes that were started with `variable` (`NAME=value`) in their environment.
+pub fn with_environment(variable: &str) -> Vec<i32> {
+    let has = |pid: i32| {
+        let all = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        all.split(|b| *b == 0).any(|word| word == variable.as_bytes())
+    };
+    if variable.is_empty() {
+        return Vec::new();
+    }
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(|pid| has(*pid)).collect()
 }
@@ -125,9 +143,26 @@ mod tests {
     fn a_command_may_hold_anything() {
         let line = "42 (a ) b (c) S 1 2 3 0 -1 4 5 6 7 8 9 10 11 12 13 20 0 1 777 1 2";
         let got = parse_stat(line).unwrap();
-        assert_eq!(got, Stat { pid: 42, state: b'S', ppid: 1, session: 3, start_time: 777 });
+        assert_eq!(
+            got,
+            Stat { pid: 42, state: b'S', ppid: 1, session: 3, start_time: 777, exit_code: 0 }
+        );
         assert_eq!(parse_stat("garbage"), None);
         assert_eq!(parse_stat("1 ) ("), None);
+    }
+
+    #[test]
+    fn the_status_of_the_dead_can_be_read_before_they_are_reaped() {
+        for (script, status) in [("exit 7", 7 << 8), ("kill -9 $$", 9), ("exit 0", 0)] {
+            let mut child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let pid = child.id() as i32;
+            let dead = (0..400).find_map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                stat(pid).filter(|s| s.state == b'Z')
+            });
+            child.wait().unwrap();
+            assert_eq!(dead.unwrap().exit_code, status, "{script}");
+        }
     }
 
     #[test]
@@ -141,6 +176,18 @@ mod tests {
         child.wait().unwrap();
         assert_eq!(found, Some(vec![child.id() as i32]));
         assert_eq!(with_argument(""), Vec::<i32>::new());
+    }
+
+    #[test]
+    fn an_environment_tells_its_process() {
+        let child = std::process::Command::new("sleep").arg("100").env("SYS_TEST", "17").spawn();
+        let mut child = child.unwrap();
+        let found = with_environment("SYS_TEST=17");
+        let (pid, others) = (child.id() as i32, with_environment("SYS_TEST=1"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!((found, others), (vec![pid], vec![]));
+        assert!(with_environment("").is_empty());
     }
 
     #[test]
