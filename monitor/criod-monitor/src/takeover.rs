@@ -11,8 +11,8 @@
 //! | EXITED             | spares, for what lingering processes still write                      |
 //!
 //! Init is the keeper's child now. Its end comes by its pidfd, its exit status from the keeper; if
-//! the keeper died, too, from the kernel (PIDFD_GET_INFO, 6.15 and later); else it is unknown, and
-//! the state says so. Without the keeper's spares the pipes are opened again through /proc.
+//! the keeper died, too, from the kernel (/proc until it is reaped, then PIDFD_GET_INFO, 6.15 and
+//! later); else it is unknown, and the state says so. Without the keeper's spares the pipes are opened again through /proc.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -181,7 +181,8 @@ impl Monitor {
     /// Learns of init's end although another is its parent.
     fn adopt_init(&mut self) {
         let pid = self.state.now.pid;
-        if self.init.is_none() && self.is_init(pid) {
+        let there = |s: sys::proc::Stat| s.start_time == self.state.now.pid_start_time;
+        if self.init.is_none() && sys::proc::stat(pid).is_some_and(there) {
             self.init = sys::pidfd::open(pid).ok();
         }
         let watched = match &self.init {
@@ -207,8 +208,14 @@ impl Monitor {
         let now = sys::clock::realtime();
         let told = self.keeper.end_of(pid);
         let zombie = sys::proc::stat(pid)
-            .is_some_and(|s| s.state == b'Z' && s.start_time == self.state.now.pid_start_time);
-        let kernel = self.init.as_ref().and_then(|i| sys::pidfd::exit_status(i.as_fd()));
+            .filter(|s| s.state == b'Z' && s.start_time == self.state.now.pid_start_time);
+        // Its parent may take its time to reap it, or never do so; all of its threads have ended,
+        // or its pidfd would not be readable.
+        let kernel = match &self.init {
+            Some(init) => sys::pidfd::exit_status(init.as_fd()).or(zombie.map(|z| z.exit_code)),
+            None => None,
+        };
+        let zombie = zombie.is_some();
         let (status, time, unknown) = match (told, kernel) {
             (Ok(End::Status(status, time)), _) => (status, time, false),
             (_, Some(status)) => (status, now, false),
