@@ -182,7 +182,15 @@ mod tests {
     fn an_environment_tells_its_process() {
         let child = std::process::Command::new("sleep").arg("100").env("SYS_TEST", "17").spawn();
         let mut child = child.unwrap();
-        let found = with_environment("SYS_TEST=17");
+        // The new program's environment is in place a little after the call that starts it returns.
+        let mut found = Vec::new();
+        for _ in 0..400 {
+            found = with_environment("SYS_TEST=17");
+            if !found.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
         let (pid, others) = (child.id() as i32, with_environment("SYS_TEST=1"));
         child.kill().unwrap();
         child.wait().unwrap();
