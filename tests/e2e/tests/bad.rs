@@ -1,5 +1,8 @@
 //! What must fail does so clearly, and leaves nothing.
 
+// Helpers of tests are tests, too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;

@@ -7,6 +7,9 @@
 //! measured once, then run again and again with a kill that comes a little later each time
 //! ```
 
+// Helpers of tests are tests, too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,8 @@
 //! Calls are repeated, run beside each other and are given up: each has one result.
 
+// Helpers of tests are tests, too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::time::Duration;
 
 use e2e::daemon::{Criod, EXITED, Options, READY, RUNNING, block, container};

@@ -1,5 +1,8 @@
 //! criod, a monitor and the keeper are killed while containers run: nobody notices.
 
+// Helpers of tests are tests, too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::time::{Duration, Instant};
 
 use e2e::daemon::{Criod, EXITED, Options, RUNNING, container, numbers};

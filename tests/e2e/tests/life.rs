@@ -1,5 +1,8 @@
 //! Whole lives of pods and containers, with real runtimes, plugins and a registry.
 
+// Helpers of tests are tests, too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::time::Instant;
 
 use e2e::daemon::{BUSYBOX, Criod, EXITED, Options, READY, container, lines, numbers};

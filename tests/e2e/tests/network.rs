@@ -1,5 +1,8 @@
 //! Pod networks: plugins that are missing, fail or hang, no configuration at all, host ports.
 
+// Helpers of tests are tests, too.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
