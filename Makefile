@@ -95,10 +95,10 @@ deny:
 	$(CARGO) deny --offline --all-features check --hide-inclusion-graph bans licenses sources
 
 unit: ## Tests of each crate
-	$(CARGO) test $(LOCKED) --workspace --exclude e2e --features api-monitor/ttrpc
+	$(CARGO) test $(LOCKED) --no-fail-fast --workspace --exclude e2e --features api-monitor/ttrpc
 
 e2e: build ## Tests of the built programs with real runtimes, plugins and registries
-	$(CARGO) test $(LOCKED) -p e2e
+	$(CARGO) test $(LOCKED) --no-fail-fast -p e2e
 
 conformance: build ## Specs of the CRI, driven by the kubelet's client library
 	@tests/setup/conformance
