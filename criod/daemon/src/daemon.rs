@@ -69,6 +69,9 @@ async fn build(config: Config) -> Result<Arc<Node>> {
     }
     let lock = own(&paths)?;
     let hierarchy = cgroup::Hierarchy::detect().map_err(failed(MONITORS))?;
+    let store = storage::Store::open(&paths.root, storage::Options::default())
+        .map_err(|source| Kind::Storage { id: "all images".into(), action: "open", source })?;
+    let store = Arc::new(store);
     let keeper = Keeper::start(keeper::Options {
         program: config.keeper_binary(),
         socket: config.keeper_socket(),
@@ -76,9 +79,6 @@ async fn build(config: Config) -> Result<Arc<Node>> {
         cgroups: monitors(&hierarchy)?,
     })
     .await?;
-    let store = storage::Store::open(&paths.root, storage::Options::default())
-        .map_err(|source| Kind::Storage { id: "all images".into(), action: "open", source })?;
-    let store = Arc::new(store);
     let images = criod_images::Images::new(Arc::clone(&store), images(&config))
         .map_err(|e| Kind::Image { image: "*".into(), source: Arc::new(e) })?;
     let monitor_program = config.monitor_binary();
@@ -170,6 +170,7 @@ fn monitors(hierarchy: &cgroup::Hierarchy) -> Result<Vec<PathBuf>> {
 }
 
 fn images(config: &Config) -> criod_images::Options {
+    let pause = Some(&config.pause_image).filter(|image| !image.is_empty());
     criod_images::Options {
         registries_conf: config.registries_conf.clone(),
         registries_conf_dir: Some(config.registries_conf_dir.clone()),
@@ -179,7 +180,7 @@ fn images(config: &Config) -> criod_images::Options {
             ShortNameMode::Disabled => registry::ShortNameMode::Disabled,
         }),
         pull_progress_timeout: Some(config.pull_progress_timeout),
-        pinned: config.pinned_images.clone(),
+        pinned: config.pinned_images.iter().chain(pause).cloned().collect(),
         ..criod_images::Options::default()
     }
 }

@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::node::{Node, Pod, Save, blocking, new_id, on_disk, pod_key};
-use crate::record::{PodRecord, PodState, Wire};
+use crate::record::{ContainerState, PodRecord, PodState, Wire};
 use crate::{files, spec};
 
 fn check(config: &PodSandboxConfig) -> Result<()> {
@@ -159,8 +159,15 @@ impl Node {
         if modes.ipc != NamespaceMode::Node as i32 {
             kinds.push(NsKind::Ipc);
         }
+        // The node's defaults hold where the pod has a namespace for them; what the pod itself asks
+        // for must have one.
+        let own = |name: &str| {
+            let network = name.starts_with("net.");
+            (network && kinds.contains(&NsKind::Net)) || (!network && kinds.contains(&NsKind::Ipc))
+        };
+        let defaults = self.config.default_sysctls.iter().filter(|s| own(&s.name));
         let mut sysctls: Vec<(String, String)> =
-            self.config.default_sysctls.iter().map(|s| (s.name.clone(), s.value.clone())).collect();
+            defaults.map(|s| (s.name.clone(), s.value.clone())).collect();
         sysctls.extend(config.linux.clone().unwrap_or_default().sysctls);
         let pinned = {
             let (dir, hostname, dns) = (dir.clone(), hostname.clone(), config.dns_config.clone());
@@ -248,7 +255,21 @@ impl Node {
         let containers = self.containers_of(&pod.id);
         let (infra, others): (Vec<_>, Vec<_>) =
             containers.into_iter().partition(|c| c.record.get().infra);
-        let stops = others.iter().map(|c| self.stop_this(c, Duration::ZERO));
+        // Those that are being created are ended there and then, and those that are being removed
+        // until they are gone: their processes may still use what the pod is about to give back.
+        let stops = others.iter().map(|c| async move {
+            match c.record.get().state {
+                ContainerState::Creating => {
+                    // The monitor may not be there yet; the creation looks at the pod again.
+                    if let Err(e) = c.monitor.delete().await {
+                        debug!(container = c.id, "{}", e.chain());
+                    }
+                    Ok(())
+                }
+                ContainerState::Removing => self.remove_this(c).await,
+                _ => self.stop_this(c, Duration::ZERO).await,
+            }
+        });
         for stopped in futures_util::future::join_all(stops).await {
             stopped?;
         }

@@ -9,10 +9,11 @@
 //! ```
 //! Loading only reads. What was left half done is retried for ever ([`reconcile`]).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
@@ -149,36 +150,60 @@ fn end_plugins(pod: &str) {
     }
 }
 
-/// Takes away what is left over, again and again until it is gone.
+/// Takes away what is left over, again and again until it is gone: each thing by a task of its own,
+/// so that one that hangs holds up no other.
 async fn reconcile(node: Arc<Node>) {
-    let mut pause = FIRST;
     orphans(&node).await;
+    let mut busy: BTreeMap<String, Leftover> = BTreeMap::new();
     loop {
-        let mut left = 0;
         for container in node.all_containers() {
             container.record.catch_up();
-            let record = container.record.get();
-            // One that is being removed right now holds its `op`.
-            if record.state == ContainerState::Removing && container.op.try_lock().is_ok() {
-                left += 1;
-                if let Err(e) = node.remove_this(&container).await {
-                    warn!(container = container.id, "still not gone: {}", e.chain());
-                }
+            if container.record.get().state == ContainerState::Removing {
+                let (node, id) = (Arc::clone(&node), container.id.clone());
+                let work = async move { node.remove_this(&container).await };
+                take_up(&mut busy, format!("container {id}"), work);
             }
         }
         for pod in node.all_pods() {
             pod.record.catch_up();
-            let record = pod.record.get();
-            if record.state == PodState::Removing && pod.op.try_lock().is_ok() {
-                left += 1;
-                if let Err(e) = node.take_pod_away(&pod).await {
-                    warn!(pod = pod.id, "still not gone: {}", e.chain());
-                }
+            if pod.record.get().state == PodState::Removing {
+                let (node, id) = (Arc::clone(&node), pod.id.clone());
+                let work = async move { node.take_pod_away(&pod).await };
+                take_up(&mut busy, format!("pod {id}"), work);
             }
         }
-        pause = if left == 0 { FIRST } else { (pause * 2).min(LONGEST) };
-        tokio::time::sleep(pause).await;
+        // What has not been heard of for long is gone.
+        let forgotten = |l: &Leftover| l.task.is_finished() && l.next.elapsed() > LONGEST;
+        busy.retain(|_, l| !forgotten(l));
+        tokio::time::sleep(FIRST).await;
     }
+}
+
+/// An attempt to take something away, and when the next one is due should it fail.
+struct Leftover {
+    task: tokio::task::JoinHandle<()>,
+    pause: Duration,
+    next: Instant,
+}
+
+/// Begins another attempt, unless one is under way or it is too early.
+fn take_up(
+    busy: &mut BTreeMap<String, Leftover>,
+    what: String,
+    work: impl Future<Output = Result<()>> + Send + 'static,
+) {
+    let pause = match busy.get(&what) {
+        Some(l) if !l.task.is_finished() || l.next > Instant::now() => return,
+        Some(l) => (l.pause * 2).min(LONGEST),
+        None => FIRST,
+    };
+    let name = what.clone();
+    let task = tokio::spawn(async move {
+        if let Err(e) = work.await {
+            warn!("{name}: still not gone: {}", e.chain());
+        }
+    });
+    busy.insert(what, Leftover { task, pause, next: Instant::now() + pause });
 }
 
 /// Folders and descriptors of what no record knows: left by a creation that died before its record
