@@ -255,6 +255,15 @@ impl Criod {
         child.wait().unwrap();
     }
 
+    /// Sends a signal that asks it to end, and waits for its end.
+    pub fn end(&mut self, signal: Signal) -> std::process::ExitStatus {
+        kill(Pid::from_raw(self.pid()), signal).unwrap();
+        let child = self.child.as_mut().expect("criod runs");
+        let status = eventually("criod ends", || child.try_wait().unwrap());
+        self.child = None;
+        status
+    }
+
     /// SIGKILL, then a new one.
     pub fn restart(&mut self) {
         self.kill9();

@@ -6,6 +6,8 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use api_cri::v1::{ContainerConfig, ImageSpec};
 use e2e::daemon::{BUSYBOX, Criod, EXITED, NOT_READY, Options, READY, RUNNING, container, lines};
@@ -53,6 +55,35 @@ fn what_nobody_knows() {
     criod.remove_image("docker.io/test/nosuch:1").unwrap();
     // The name was not kept by the creation that failed.
     criod.run(&pod, &sleep, &config);
+    criod.finish();
+}
+
+#[test]
+fn a_registry_that_refuses_or_cuts() {
+    let criod = Criod::start(Options::default());
+    let before = stored(&criod.dir.join("root"));
+    let closed = criod.net.run(|| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    });
+    let error = criod.pull(&format!("{closed}/test/busybox:1")).unwrap_err();
+    assert!(error.message().contains(&closed.to_string()), "{error}");
+    let listener = criod.net.run(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let cutting = listener.local_addr().unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let server = std::thread::spawn({
+        let over = Arc::clone(&over);
+        move || {
+            // Each connection is closed at once.
+            while listener.accept().is_ok() && !over.load(Ordering::SeqCst) {}
+        }
+    });
+    let error = criod.pull(&format!("{cutting}/test/busybox:1")).unwrap_err();
+    assert!(error.message().contains(&cutting.to_string()), "{error}");
+    assert_eq!(stored(&criod.dir.join("root")), before);
+    over.store(true, Ordering::SeqCst);
+    criod.net.run(|| drop(std::net::TcpStream::connect(cutting)));
+    server.join().unwrap();
     criod.finish();
 }
 

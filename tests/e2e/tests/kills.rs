@@ -221,3 +221,28 @@ fn commands_end_with_their_criod_and_leave_nothing() {
     eventually("the command has ended", || (!left()).then_some(()));
     criod.finish();
 }
+
+#[test]
+fn an_orderly_end_ends_nothing_else() {
+    let mut criod = Criod::start(Options::default());
+    let config = criod.host_pod("orderly");
+    let pod = criod.run_pod(&config).unwrap();
+    let id = criod.run(&pod, &container("n", &["sh", "-c", &counting(1500)]), &config);
+    let stopping = criod.run(&pod, &container("s", &["sleep", "1000"]), &config);
+    for signal in [nix::sys::signal::SIGTERM, nix::sys::signal::SIGINT] {
+        std::thread::scope(|scope| {
+            // A call in flight does not hold it up.
+            let (cri, stopping) = (criod.cri.clone(), stopping.clone());
+            let call = scope.spawn(move || cri.exec(&stopping, &["sleep", "3"]));
+            std::thread::sleep(Duration::from_millis(200));
+            assert!(criod.end(signal).success());
+            assert!(call.join().unwrap().is_err());
+        });
+        criod.launch();
+        criod.ready();
+        assert_eq!(criod.status(&stopping).unwrap().state, RUNNING);
+    }
+    assert_eq!(criod.ended(&id).exit_code, 7);
+    assert_whole(&criod, "orderly", "n", 1500);
+    criod.finish();
+}
