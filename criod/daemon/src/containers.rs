@@ -182,9 +182,14 @@ impl Node {
     ) -> Result<()> {
         let node = Arc::clone(self);
         let (pod_record, own, image) = (pod.record.get(), Arc::clone(container), image.clone());
+        let command = spec::args(&container.record.get().config.0, &image)?.join(" ");
         let monitor = blocking(move || node.lay_out(&pod_record, &own, &image, &layers)).await?;
         container.monitor.begin(&monitor).await?;
-        let pid = container.monitor.create().await.map_err(said_by_runtime)?;
+        let pid = container.monitor.create().await.map_err(|e| match e.monitor_refusal() {
+            // Not every runtime names what it could not run.
+            Some(text) => Kind::Runtime(format!("command {command:?}: {text}")).into(),
+            None => e,
+        })?;
         container.record.note(|r| r.pid = pid);
         Ok(())
     }
