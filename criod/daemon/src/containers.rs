@@ -706,6 +706,13 @@ pub(crate) fn note_end(container: &Container, state: &StateResponse) {
             if exit.unknown {
                 r.message.clone_from(&state.lost);
             }
+        } else if r.state != ContainerState::Removing {
+            // It has ended before it had anything that could.
+            r.state = ContainerState::Exited;
+            r.exit_code = 255;
+            r.finished_at = sys::clock::realtime();
+            r.reason = "ContainerStatusUnknown".to_owned();
+            r.message.clone_from(&state.error);
         }
     });
     if let Err(e) = result {

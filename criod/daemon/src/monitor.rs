@@ -160,6 +160,10 @@ impl Monitor {
         if on_disk(|| lives(&self.dir)) {
             return Ok(());
         }
+        if self.deleted() {
+            let text = format!("container {} has been deleted", self.id);
+            return Err(Error::precondition(text));
+        }
         if !self.exists() {
             return Err(Error::precondition(format!(
                 "container {}: the folder of its monitor is gone",
@@ -241,7 +245,7 @@ impl Monitor {
             match self.call("wait", call).await {
                 Ok(state) => return Ok(state),
                 Err(e) => {
-                    if !self.exists() {
+                    if !self.exists() || self.deleted() {
                         return Err(e);
                     }
                     warn!("{}", e.chain());
@@ -278,6 +282,11 @@ impl Monitor {
         }
     }
 
+    /// Whether the container has been deleted, so that there is nothing left to monitor.
+    fn deleted(&self) -> bool {
+        last_state(&self.dir).is_some_and(|s| s.phase.enum_value() == Ok(Phase::PHASE_DELETED))
+    }
+
     /// Whether there is what a monitor needs to live.
     pub(crate) fn exists(&self) -> bool {
         self.dir.join("config").exists()
@@ -288,10 +297,8 @@ impl Monitor {
         if !self.exists() {
             return Ok(());
         }
-        let deleted = || {
-            last_state(&self.dir).is_some_and(|s| s.phase.enum_value() == Ok(Phase::PHASE_DELETED))
-        };
-        if deleted() && !lives(&self.dir) {
+        let deleted = || self.deleted();
+        if deleted() && !on_disk(|| lives(&self.dir)) {
             return Ok(());
         }
         let request = DeleteRequest::new();

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api_monitor::monitor::Phase;
 use tracing::{error, info, warn};
 
 use crate::containers::{note_end, refresh};
@@ -74,7 +75,10 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
         forget_output(&run);
         refresh(&container, &run);
         if let Some(state) = last_state(&run)
-            && state.phase.enum_value() == Ok(api_monitor::monitor::Phase::PHASE_EXITED)
+            && matches!(
+                state.phase.enum_value(),
+                Ok(Phase::PHASE_EXITED | Phase::PHASE_FAILED | Phase::PHASE_DELETED)
+            )
         {
             note_end(&container, &state);
             container.ended.send_replace(true);
