@@ -8,6 +8,7 @@
 //! | `deaths`   | keeper and monitor killed or stopped at bad moments               |
 //! | `runtimes` | runtimes that hang, fail or are another                           |
 //! | `hostile`  | garbage and crowds on the sockets                                 |
+#![allow(clippy::unwrap_used, reason = "what a test cannot set up is a failure of that test")]
 
 #[path = "monitor/deaths.rs"]
 mod deaths;
