@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use e2e::daemon::{Criod, EXITED, Options, READY, RUNNING, block, container};
+use api_cri::v1::PodSandboxConfig;
+use e2e::daemon::{Criod, EXITED, Options, READY, RUNNING, block, container, lines};
 use e2e::eventually;
 
 /// A plugin that gives an address after a while and notes each call.
@@ -130,13 +131,21 @@ fn creates_beside_each_other_give_one_container() {
     criod.finish();
 }
 
+/// A container that takes no notice of SIGTERM.
+fn stubborn(criod: &Criod, pod: &str, config: &PodSandboxConfig) -> String {
+    let script = "trap '' TERM; echo deaf; while :; do sleep 0.1; done";
+    let id = criod.run(pod, &container("stubborn", &["sh", "-c", script]), config);
+    let log = criod.log(&config.hostname, "stubborn");
+    eventually("it is deaf", || (!lines(&log).is_empty()).then_some(()));
+    id
+}
+
 #[test]
 fn a_later_stop_brings_the_end_nearer() {
     let criod = Criod::start(Options::default());
     let config = criod.host_pod("stops");
     let pod = criod.run_pod(&config).unwrap();
-    let script = "trap '' TERM; while :; do sleep 0.1; done";
-    let id = criod.run(&pod, &container("stubborn", &["sh", "-c", script]), &config);
+    let id = stubborn(&criod, &pod, &config);
     std::thread::scope(|scope| {
         let long = scope.spawn(|| criod.stop(&id, 600).unwrap());
         std::thread::sleep(Duration::from_millis(200));
@@ -163,8 +172,7 @@ fn a_pod_is_stopped_while_a_container_is_being_stopped() {
     let criod = Criod::start(Options::default());
     let config = criod.host_pod("nested");
     let pod = criod.run_pod(&config).unwrap();
-    let script = "trap '' TERM; while :; do sleep 0.1; done";
-    let id = criod.run(&pod, &container("stubborn", &["sh", "-c", script]), &config);
+    let id = stubborn(&criod, &pod, &config);
     std::thread::scope(|scope| {
         let stop = scope.spawn(|| criod.stop(&id, 600).unwrap());
         std::thread::sleep(Duration::from_millis(300));

@@ -144,9 +144,9 @@ fn a_stop_goes_on_to_its_deadline() {
     let mut criod = Criod::start(Options::default());
     let config = criod.host_pod("stop");
     let pod = criod.run_pod(&config).unwrap();
-    let stubborn =
-        container("stubborn", &["sh", "-c", "trap 'echo no' TERM; while :; do sleep 0.1; done"]);
-    let id = criod.run(&pod, &stubborn, &config);
+    let script = "trap 'echo no' TERM; echo line 0; while :; do sleep 0.1; done";
+    let id = criod.run(&pod, &container("stubborn", &["sh", "-c", script]), &config);
+    wrote(&criod, "stop", "stubborn", 1);
     let (answer, began) = std::thread::scope(|scope| {
         let cri = criod.cri.clone();
         let stopping = id.clone();
