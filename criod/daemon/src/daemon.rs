@@ -31,6 +31,12 @@ const SHARES: u64 = 10_240;
 pub(crate) async fn run(config: Config) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::system("handle SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::system("handle SIGINT"))?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(Error::system("handle SIGHUP"))?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            warn!("SIGHUP: the configuration is read at a start only; nothing is reloaded yet");
+        }
+    });
     let listen = config.listen.clone();
     let node = build(config).await?;
     recover::load(&node).await?;
