@@ -18,7 +18,7 @@ impl Host {
             arch: Arch::of_build(),
             kernel: parse_release(&release).unwrap_or(Self::default().kernel),
             grantable: caps::grantable()?.intersection(known),
-            x32: true,
+            x32: false,
         })
     }
 }

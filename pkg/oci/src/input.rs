@@ -364,7 +364,7 @@ pub enum SeccompInput {
 /// A processor architecture that profiles know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arch {
-    /// `amd64`, with `x86` and `x32` beside it.
+    /// `amd64`, with `x86` beside it, and `x32` if [`Host::x32`].
     X86_64,
     /// `arm64`, with `arm` beside it.
     Aarch64,
@@ -387,16 +387,17 @@ pub struct Host {
     /// kernel knows. [`Host::current`] reads them.
     pub grantable: CapSet,
     /// Whether programs of the x32 ABI are to run. Without it a profile's `archMap` counts as if
-    /// it did not name x32: such a program is killed, as on a kernel without x32 it could not run
-    /// anyway, and every start of a container is milliseconds faster, as libseccomp makes a
-    /// filter for each ABI. True unless the caller knows better.
+    /// it did not name x32: no call of such a program is let through, which on a kernel without
+    /// x32, as distributions build it, could not run anyway; and every start of a container is
+    /// milliseconds faster, as libseccomp makes a filter for each ABI. False unless the caller
+    /// says otherwise.
     pub x32: bool,
 }
 
 impl Default for Host {
-    /// The architecture this was compiled for, Linux 5.10, all capabilities, x32. It asks the node
-    /// nothing, so that equal inputs stay equal; a daemon uses [`Host::current`].
+    /// The architecture this was compiled for, Linux 5.10, all capabilities, no x32. It asks the
+    /// node nothing, so that equal inputs stay equal; a daemon uses [`Host::current`].
     fn default() -> Self {
-        Self { arch: Arch::of_build(), kernel: (5, 10), grantable: CapSet::all(), x32: true }
+        Self { arch: Arch::of_build(), kernel: (5, 10), grantable: CapSet::all(), x32: false }
     }
 }

@@ -13,7 +13,7 @@ use oci::{
 use std::path::Path;
 
 fn host() -> Host {
-    Host { arch: Arch::X86_64, kernel: (6, 1), grantable: CapSet::all(), x32: true }
+    Host { arch: Arch::X86_64, kernel: (6, 1), grantable: CapSet::all(), x32: false }
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {

@@ -287,6 +287,81 @@ fn exec_into_a_running_container() {
     }
 }
 
+/// The default profile, as libseccomp compiles it and the kernel runs it: perl makes the calls.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn what_the_default_profile_answers() {
+    const SOCKET: i64 = 41;
+    const RAW: i64 = 3;
+    const ABOVE: i64 = 1 << 32;
+    const EPERM: &str = "1";
+    const EINVAL: &str = "22";
+    const ENOSYS: &str = "38";
+    const EAFNOSUPPORT: &str = "97";
+    // The number of a call, three arguments, what it answers without CAP_AUDIT_WRITE and with.
+    let calls: &[([i64; 4], &str, &str)] = &[
+        ([SOCKET, 1, 1, 0], "ok", "ok"),
+        ([SOCKET, 2, RAW, 1], EPERM, EPERM), // The kernel's: it needs CAP_NET_RAW.
+        ([SOCKET, 2, RAW, 9], EPERM, EPERM),
+        ([SOCKET, 17, RAW, 0x0689], EPERM, EPERM),
+        ([SOCKET, 10, 2, 17], "ok", "ok"),
+        ([SOCKET, 16, RAW, 0], "ok", "ok"),
+        ([SOCKET, 16, RAW, 15], "ok", "ok"),
+        ([SOCKET, 16, RAW, 16], "ok", "ok"),
+        ([SOCKET, 16, RAW, 9], EINVAL, "ok"),
+        ([SOCKET, 16, RAW, 9 | ABOVE], ENOSYS, "ok"),
+        ([SOCKET, 16 | ABOVE, RAW, 9], ENOSYS, ENOSYS),
+        ([SOCKET, 38, 5, 0], EAFNOSUPPORT, EAFNOSUPPORT),
+        ([SOCKET, 40, 1, 0], EAFNOSUPPORT, EAFNOSUPPORT),
+        ([SOCKET, 38 | ABOVE, 5, 0], ENOSYS, ENOSYS),
+        ([SOCKET, 40 | ABOVE, 1, 0], ENOSYS, ENOSYS),
+        ([SOCKET, 46, 1, 0], ENOSYS, ENOSYS),
+        ([SOCKET, -1, 1, 0], ENOSYS, ENOSYS),
+        ([435, 0, 0, 0], ENOSYS, ENOSYS),          // clone3
+        ([56, 0x1000_0011, 0, 0], ENOSYS, ENOSYS), // clone, with a user namespace
+        ([272, 0x1000_0000, 0, 0], EPERM, EPERM),  // unshare
+        ([165, 0, 0, 0], EPERM, EPERM),            // mount
+        ([250, 0, 0, 0], EPERM, EPERM),            // keyctl
+        ([321, 0, 0, 0], EPERM, EPERM),            // bpf
+        ([428, -100, 0, 0], ENOSYS, ENOSYS),       // open_tree
+        ([425, 1, 0, 0], ENOSYS, ENOSYS),          // io_uring_setup
+        ([323, 1, 0, 0], ENOSYS, ENOSYS),          // userfaultfd
+    ];
+    let mut script = String::from(
+        "sub t { my $n = shift; print syscall($n, @_) == -1 ? $! + 0 : 'ok', \"\\n\" }",
+    );
+    for ([number, a, b, c], ..) in calls {
+        script.push_str(&format!(" t({number}, {a}, {b}, {c});"));
+    }
+    for runtime in [RUNC, CRUN] {
+        for audit in [false, true] {
+            let container = Container::new(runtime);
+            let rootfs = container.dir.path().join("rootfs");
+            for lib in ["lib", "lib64"] {
+                std::os::unix::fs::symlink(format!("usr/{lib}"), rootfs.join(lib)).unwrap();
+            }
+            let mut input = container.input("");
+            input.process.args = ["/usr/bin/perl", "-e", &script].map(String::from).into();
+            input.process.capabilities.drop = vec!["NET_RAW".into()];
+            input.process.capabilities.add =
+                if audit { vec!["AUDIT_WRITE".into()] } else { Vec::new() };
+            input.mounts = vec![MountInput {
+                destination: "/usr".into(),
+                source: "/usr".into(),
+                readonly: true,
+                ..Default::default()
+            }];
+            let text = container.prints(&input);
+            let got: Vec<&str> = text.lines().collect();
+            assert_eq!(got.len(), calls.len(), "{runtime}: {text}");
+            for ((call, without, with), got) in calls.iter().zip(got) {
+                let want = if audit { with } else { without };
+                assert_eq!(&got, want, "{runtime}: {call:?}, audit {audit}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_profile_from_outside_is_obeyed() {
     for runtime in [RUNC, CRUN] {
