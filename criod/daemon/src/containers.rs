@@ -1,28 +1,23 @@
-//! A container's life.
+//! The creation of a container. What comes after is in [`crate::life`].
 //!
 //! ```text
 //! CreateContainer  record ─▶ root mounted ─▶ spec ─▶ monitor forked ─▶ `runtime create` ─▶ CREATED
 //!   fails at any step: everything is undone; what cannot be is REMOVING and tried again for ever
-//! StartContainer   log opened, `runtime start` ─▶ RUNNING        exit: the monitor's news ─▶ EXITED
-//! StopContainer    the monitor's deadline; answers when the record says EXITED
-//! RemoveContainer  killed ─▶ `runtime delete`, monitor ends ─▶ unmounted, cgroup, files, record gone
 //! ```
-//! Log files stay: they are the kubelet's.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use api_cri::v1::{ContainerConfig, ContainerMetadata, CreateContainerRequest};
-use api_monitor::monitor::{Config as MonitorConfig, StateResponse};
+use api_monitor::monitor::Config as MonitorConfig;
 use cgroup::Cgroup;
 use namespace::Pinned;
 use registry::image::ContainerDefaults;
-use storage::{ContainerMount, MountOptions};
+use storage::MountOptions;
 use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::monitor::{last_state, seal};
+use crate::monitor::last_state;
 use crate::node::{Container, Node, Pod, Save, blocking, new_id};
 use crate::record::{ContainerRecord, ContainerState, PodRecord, PodState, Wire};
 use crate::spec;
@@ -31,8 +26,6 @@ use crate::spec;
 const CGROUP_PARENT: &str = "/crio";
 /// What the pod's own process is, inside its root.
 const PAUSE: &str = "/pause";
-/// How long a container that could not be started has to end.
-const START_FAILED: Duration = Duration::from_secs(10);
 
 impl Node {
     /// Creates a container and returns its id. A repeated call gets the same one.
@@ -333,7 +326,7 @@ impl Node {
         })
     }
 
-    fn cgroup(&self, name: &str) -> Result<Cgroup> {
+    pub(crate) fn cgroup(&self, name: &str) -> Result<Cgroup> {
         Cgroup::at(&self.hierarchy, name)
             .map_err(|source| Kind::Cgroup { name: name.to_owned(), source }.into())
     }
@@ -431,232 +424,6 @@ impl Node {
         .await?;
         Ok(pid)
     }
-
-    /// Waits for the container's end and puts it on record.
-    pub(crate) async fn watch(self: Arc<Self>, container: Arc<Container>) {
-        let state = match container.monitor.wait().await {
-            Ok(state) => state,
-            // It has been removed, or somebody took the monitor's folder away.
-            Err(_) => return self.lost(&container).await,
-        };
-        note_end(&container, &state);
-        let record = container.record.get();
-        if record.state == ContainerState::Exited {
-            info!(container = container.id, code = record.exit_code, "container exited");
-            if record.infra
-                && let Ok(pod) = self.pod(&record.pod)
-            {
-                self.infra_ended(&pod);
-            }
-        }
-        container.ended.send_replace(true);
-        // The result is made durable in the background.
-        let saved = blocking(move || {
-            container.record.update(Save::Durable, |_| ()).map(|_| container.id.clone())
-        });
-        if let Err(e) = saved.await {
-            warn!("{}", e.chain());
-        }
-    }
-
-    /// Ends a container whose monitor's folder is gone, so that nothing can be known of it.
-    async fn lost(&self, container: &Arc<Container>) {
-        let record = container.record.get();
-        if !matches!(record.state, ContainerState::Created | ContainerState::Running) {
-            return;
-        }
-        warn!(container = container.id, "the folder of its monitor is gone; it is killed");
-        let killed = self.cgroup(&record.cgroup).map(|group| {
-            blocking(move || {
-                let name = group.name().to_owned();
-                group.kill().map_err(|source| Kind::Cgroup { name, source }.into())
-            })
-        });
-        let killed = match killed {
-            Ok(killing) => killing.await,
-            Err(e) => Err(e),
-        };
-        if let Err(e) = killed {
-            warn!(container = container.id, "{}", e.chain());
-        }
-        let ended = container.record.update(Save::Soon, |r| {
-            r.state = ContainerState::Exited;
-            r.exit_code = 137;
-            r.finished_at = sys::clock::realtime();
-            r.reason = "ContainerStatusUnknown".into();
-            r.message = "the folder of its monitor was removed".into();
-        });
-        if let Err(e) = ended {
-            warn!(container = container.id, "{}", e.chain());
-        }
-        container.ended.send_replace(true);
-    }
-
-    /// A pod whose own process has ended is no longer whole.
-    pub(crate) fn infra_ended(&self, pod: &Arc<Pod>) {
-        let lost = pod.record.update(Save::Soon, |r| {
-            if r.state == PodState::Ready {
-                r.state = PodState::NotReady;
-            }
-            r.infra_pid = 0;
-        });
-        if let Err(e) = lost {
-            warn!("{}", e.chain());
-        }
-    }
-
-    /// Starts a created container.
-    pub(crate) async fn start(self: &Arc<Self>, id: &str) -> Result<()> {
-        let container = self.container(id)?;
-        let (node, key) = (Arc::clone(self), format!("start {}", container.id));
-        self.changes.join(&key, move || async move { node.start_this(&container).await }).await
-    }
-
-    async fn start_this(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
-        let _op = container.op.lock().await;
-        let record = container.record.get();
-        match record.state {
-            ContainerState::Created => {}
-            // Its answer was lost: it has been started.
-            ContainerState::Running => return Ok(()),
-            ContainerState::Exited if record.started_at > 0 => return Ok(()),
-            _ => {
-                let text = format!("container {} is not in the state CREATED", container.id);
-                return Err(Error::precondition(text));
-            }
-        }
-        match container.monitor.start().await {
-            Ok(started_at) => {
-                container.record.update(Save::Soon, |r| {
-                    r.started_at = match r.finished_at {
-                        0 => started_at,
-                        finished => started_at.min(finished),
-                    };
-                    if r.state == ContainerState::Created {
-                        r.state = ContainerState::Running;
-                    }
-                })?;
-                Ok(())
-            }
-            Err(e) => {
-                // The monitor ends what is left; the record shows why, as EXITED.
-                let mut ended = container.ended.subscribe();
-                let end = ended.wait_for(|e| *e);
-                if tokio::time::timeout(START_FAILED, end).await.is_err() {
-                    warn!(container = container.id, "could not be started and has not ended");
-                }
-                Err(said_by_runtime(e))
-            }
-        }
-    }
-
-    /// Stops a container; answers when its record says that it has ended. Unknown ones have.
-    pub(crate) async fn stop(self: &Arc<Self>, id: &str, timeout: i64) -> Result<()> {
-        let container = match self.container(id) {
-            Err(e) if e.is_not_found() => return Ok(()),
-            other => other?,
-        };
-        let seconds = u64::try_from(timeout).unwrap_or(0);
-        self.stop_this(&container, Duration::from_secs(seconds)).await
-    }
-
-    /// Nothing is held while it waits; a later stop can bring the deadline nearer.
-    pub(crate) async fn stop_this(
-        self: &Arc<Self>,
-        container: &Arc<Container>,
-        timeout: Duration,
-    ) -> Result<()> {
-        let record = container.record.get();
-        match record.state {
-            ContainerState::Created | ContainerState::Running => {}
-            ContainerState::Creating if !record.infra => {
-                let text = format!("container {} is being created", container.id);
-                return Err(Error::precondition(text));
-            }
-            _ => return Ok(()),
-        }
-        if let Err(e) = container.monitor.stop(record.stop_signal, timeout).await {
-            if container.monitor.exists() {
-                return Err(e);
-            }
-            self.lost(container).await;
-        }
-        // The sender lives as long as the container.
-        let _ = container.ended.subscribe().wait_for(|ended| *ended).await;
-        Ok(())
-    }
-
-    /// Removes a container, killing it first. Unknown ones are removed.
-    pub(crate) async fn remove(self: &Arc<Self>, id: &str) -> Result<()> {
-        let container = match self.container(id) {
-            Err(e) if e.is_not_found() => return Ok(()),
-            other => other?,
-        };
-        if container.record.get().state == ContainerState::Creating {
-            let text = format!("container {} is being created", container.id);
-            return Err(Error::precondition(text));
-        }
-        let (node, key) = (Arc::clone(self), format!("remove {}", container.id));
-        self.changes.join(&key, move || async move { node.remove_this(&container).await }).await
-    }
-
-    /// All steps back, from wherever the container stands. May be repeated.
-    pub(crate) async fn remove_this(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
-        let _op = container.op.lock().await;
-        container.monitor.delete().await.map_err(said_by_runtime)?;
-        container.ended.send_replace(true);
-        // Before anything is gone: a restart must go on from here, not find half a container.
-        container.record.update(Save::Soon, |r| r.state = ContainerState::Removing)?;
-        if !self.paths.container_run(&container.id).join("config").exists() {
-            self.keeper.forget(&container.id).await?;
-        }
-        let node = Arc::clone(self);
-        let own = Arc::clone(container);
-        blocking(move || node.clear_away(&own)).await?;
-        self.forget_container(&container.id);
-        info!(container = container.id, "container removed");
-        Ok(())
-    }
-
-    /// What a container leaves on disk and in the cgroup tree.
-    fn clear_away(&self, container: &Container) -> Result<()> {
-        let id = &container.id;
-        let record = container.record.get();
-        let group = self.cgroup(&record.cgroup)?;
-        let failed = |source| Error::from(Kind::Cgroup { name: record.cgroup.clone(), source });
-        group.kill().map_err(failed)?;
-        group.remove().map_err(failed)?;
-        let root = ContainerMount::existing(&self.paths.rootfs(id));
-        let gone =
-            |action| move |source| Error::from(Kind::Storage { id: id.clone(), action, source });
-        root.unmount().map_err(gone("unmount its root"))?;
-        root.remove().map_err(gone("remove its root"))?;
-        let run = self.paths.container_run(id);
-        let sealed = seal(&run);
-        if sealed.is_none() && run.exists() {
-            let text = format!("container {id}: its monitor does not end");
-            return Err(Error::precondition(text));
-        }
-        container.record.end();
-        for dir in [run, container.record.dir().clone()] {
-            match std::fs::remove_dir_all(&dir) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::file("remove", &dir)(e));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the monitor open the log's path anew.
-    pub(crate) async fn reopen_log(&self, id: &str) -> Result<()> {
-        let container = self.container(id)?;
-        if container.record.get().state != ContainerState::Running {
-            return Err(Error::precondition(format!("container {} is not running", container.id)));
-        }
-        container.monitor.reopen_log().await
-    }
 }
 
 fn ready(pod: &Pod) -> Result<()> {
@@ -672,63 +439,4 @@ fn cgroup_name(pod: &PodRecord, id: &str) -> String {
     let parent = linux.map(|l| l.cgroup_parent.as_str()).filter(|p| !p.is_empty());
     let parent = parent.unwrap_or(CGROUP_PARENT).trim_matches('/');
     format!("/{parent}/crio-{id}")
-}
-
-/// A refusal of the runtime in its own words, without the way that it came.
-fn said_by_runtime(error: Error) -> Error {
-    match error.monitor_refusal() {
-        Some(text) => Kind::Runtime(text).into(),
-        None => error,
-    }
-}
-
-/// Puts what the monitor says of the end on record.
-pub(crate) fn note_end(container: &Container, state: &StateResponse) {
-    let result = container.record.update(Save::Soon, |r| {
-        if let Some(exit) = state.exit.as_ref() {
-            r.state = match r.state {
-                ContainerState::Removing => ContainerState::Removing,
-                _ => ContainerState::Exited,
-            };
-            // The runtime's call may return after what it started has ended.
-            r.started_at = state.started_at.min(exit.finished_at);
-            r.finished_at = exit.finished_at;
-            r.exit_code = exit.code;
-            r.message.clone_from(&state.error);
-            r.reason = match exit {
-                _ if r.started_at == 0 && !state.error.is_empty() => "StartError",
-                e if e.unknown => "ContainerStatusUnknown",
-                e if e.oom => "OOMKilled",
-                e if e.code == 0 => "Completed",
-                _ => "Error",
-            }
-            .to_owned();
-            if exit.unknown {
-                r.message.clone_from(&state.lost);
-            }
-        } else if r.state != ContainerState::Removing {
-            // It has ended before it had anything that could.
-            r.state = ContainerState::Exited;
-            r.exit_code = 255;
-            r.finished_at = sys::clock::realtime();
-            r.reason = "ContainerStatusUnknown".to_owned();
-            r.message.clone_from(&state.error);
-        }
-    });
-    if let Err(e) = result {
-        warn!(container = container.id, "{}", e.chain());
-    }
-}
-
-/// What a restart finds of a container that was created or running.
-pub(crate) fn refresh(container: &Container, run: &Path) {
-    let Some(state) = last_state(run) else { return };
-    let pid = state.pid;
-    container.record.note(|r| {
-        r.pid = if pid > 0 { pid } else { r.pid };
-        if state.started_at > 0 && r.state == ContainerState::Created {
-            r.state = ContainerState::Running;
-            r.started_at = state.started_at;
-        }
-    });
 }

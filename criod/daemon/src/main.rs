@@ -11,7 +11,8 @@
 //! | `cri`        | the CRI service: the only place that answers in its types                  |
 //! | `node`       | all that is known, and the indexes over it                                 |
 //! | `pods`       | a pod sandbox's life                                                       |
-//! | `containers` | a container's life                                                         |
+//! | `containers` | the creation of a container                                                |
+//! | `life`       | a container's start, end, stop and removal                                 |
 //! | `exec`       | commands in containers                                                     |
 //! | `spec`       | from a request to a runtime's spec                                         |
 //! | `files`      | what a pod's containers find in /etc and /dev/shm                          |
@@ -31,6 +32,7 @@ mod exec;
 mod files;
 mod inspect;
 mod keeper;
+mod life;
 mod monitor;
 mod network;
 mod node;

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use api_monitor::monitor::Phase;
 use tracing::{error, info, warn};
 
-use crate::containers::{note_end, refresh};
 use crate::error::{Error, Result};
+use crate::life::{note_end, refresh};
 use crate::monitor::last_state;
 use crate::node::{Node, lock};
 use crate::record::{self, ContainerRecord, ContainerState, PodRecord, PodState};

@@ -3,6 +3,9 @@
 //! What a request asks for and criod cannot give is refused here with an error that names the
 //! field; nothing is dropped in silence.
 
+mod paths;
+mod signal;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ use oci::users::{GroupsPolicy, ResolvedUser, UserRequest};
 use oci::{MountInput, MountKind, Ns, Propagation, SeccompInput, SpecInput};
 use registry::image::ContainerDefaults;
 
+use self::paths::{check_propagation, clean};
+pub(crate) use self::signal::stop_signal;
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::record::PodRecord;
@@ -444,63 +449,6 @@ fn bind(source: &Path, destination: &str) -> MountInput {
     }
 }
 
-/// A path of the container without `.`, `..` and doubled slashes, as text: nothing is resolved.
-fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => {
-                parts.pop();
-            }
-            part => parts.push(part),
-        }
-    }
-    format!("/{}", parts.join("/"))
-}
-
-/// Whether the mount that `source` lies on passes on what the propagation promises.
-fn check_propagation(source: &Path, wanted: Propagation) -> Result<(), String> {
-    if wanted == Propagation::Private {
-        return Ok(());
-    }
-    let info = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
-    let (shared, slave) = propagation_of(&info, source);
-    match wanted {
-        Propagation::Bidirectional if !shared => Err("is not on a shared mount".into()),
-        Propagation::HostToContainer if !shared && !slave => {
-            Err("is not on a shared or slave mount".into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether the mount that holds a path is shared, and whether it is a slave of another.
-fn propagation_of(mountinfo: &str, path: &Path) -> (bool, bool) {
-    let mut best = (0, (false, false));
-    for line in mountinfo.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let (Some(point), Some(end)) = (fields.get(4), fields.iter().position(|f| *f == "-"))
-        else {
-            continue;
-        };
-        let point = unescape(point);
-        // Of mounts on top of each other the later one holds.
-        if path.starts_with(&point) && point.len() >= best.0 {
-            let has = |word: &str| fields[6..end].iter().any(|f| f.starts_with(word));
-            best = (point.len(), (has("shared:"), has("master:")));
-        }
-    }
-    best.1
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |t, (code, c)| t.replace(code, c))
-}
-
 /// `None` is the default list. The kubelet sends the list that holds; an empty one from it means a
 /// pod whose procMount is Unmasked, but it also means a client that says nothing.
 fn paths(asked: &[String], privileged: bool) -> Option<Vec<String>> {
@@ -603,104 +551,9 @@ fn apparmor(security: &LinuxContainerSecurityContext) -> Result<()> {
     Ok(())
 }
 
-/// The number of a signal that the CRI or an image names; SIGTERM where neither does.
-pub(crate) fn stop_signal(config: &ContainerConfig, image: &ContainerDefaults) -> Result<i32> {
-    use api_cri::v1::Signal;
-    let asked = Signal::try_from(config.stop_signal).map_err(|_| {
-        Error::invalid(format!("stop_signal: unknown value {}", config.stop_signal))
-    })?;
-    let name = match asked {
-        Signal::RuntimeDefault => image.stop_signal.as_str(),
-        other => other.as_str_name().trim_start_matches("SIGNAL_"),
-    };
-    Ok(signal_number(name).unwrap_or(15))
-}
-
-fn signal_number(name: &str) -> Option<i32> {
-    if let Ok(number) = name.parse::<i32>() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let name = name.to_ascii_uppercase();
-    let short = name.strip_prefix("SIG").unwrap_or(&name);
-    let offset = |rest: &str| -> Option<i32> {
-        match rest {
-            "" => Some(0),
-            r => r
-                .trim_start_matches("PLUS")
-                .trim_start_matches("MINUS")
-                .trim_start_matches(['+', '-'])
-                .parse()
-                .ok(),
-        }
-    };
-    if let Some(rest) = short.strip_prefix("RTMIN") {
-        return Some(34 + offset(rest)?);
-    }
-    if let Some(rest) = short.strip_prefix("RTMAX") {
-        return Some(64 - offset(rest)?);
-    }
-    match short {
-        "CLD" => Some(17),
-        "IOT" => Some(6),
-        "POLL" => Some(29),
-        _ => format!("SIG{short}").parse::<nix::sys::signal::Signal>().ok().map(|s| s as i32),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn signals_by_every_name() {
-        for (name, number) in [
-            ("SIGTERM", 15),
-            ("term", 15),
-            ("9", 9),
-            ("SIGRTMIN+3", 37),
-            ("SIGRTMINPLUS3", 37),
-            ("SIGRTMAX", 64),
-            ("SIGRTMAXMINUS14", 50),
-            ("SIGIOT", 6),
-            ("SIGPOLL", 29),
-        ] {
-            assert_eq!(signal_number(name), Some(number), "{name}");
-        }
-        assert_eq!(signal_number("SIGNOPE"), None);
-        assert_eq!(signal_number("0"), None);
-        let config = |stop_signal| ContainerConfig { stop_signal, ..Default::default() };
-        let image = ContainerDefaults { stop_signal: "SIGQUIT".into(), ..Default::default() };
-        assert_eq!(stop_signal(&config(0), &image).unwrap(), 3);
-        assert_eq!(stop_signal(&config(8), &image).unwrap(), 1);
-        assert!(stop_signal(&config(99), &image).is_err());
-    }
-
-    #[test]
-    fn every_signal_of_the_cri_has_a_number() {
-        for n in 1..=65 {
-            let signal = api_cri::v1::Signal::try_from(n).unwrap();
-            let name = signal.as_str_name().trim_start_matches("SIGNAL_");
-            assert!(signal_number(name).is_some(), "{name}");
-        }
-    }
-
-    #[test]
-    fn paths_are_cleaned_as_text() {
-        for (path, cleaned) in [("/a//b/../c/", "/a/c"), ("a/./b", "/a/b"), ("/../..", "/")] {
-            assert_eq!(clean(path), cleaned);
-        }
-    }
-
-    #[test]
-    fn propagation_is_that_of_the_innermost_mount() {
-        let info = "1 0 8:1 / / rw shared:1 - ext4 /dev/a rw\n\
-                    2 1 0:5 / /my\\040data rw - tmpfs t rw\n\
-                    3 2 0:6 / /my\\040data/s rw master:7 - tmpfs t rw\n";
-        let of = |path: &str| propagation_of(info, Path::new(path));
-        assert_eq!(of("/etc"), (true, false));
-        assert_eq!(of("/my data/x"), (false, false));
-        assert_eq!(of("/my data/s/x"), (false, true));
-    }
 
     #[test]
     fn commands_are_completed_from_the_image() {
