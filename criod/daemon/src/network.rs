@@ -57,10 +57,12 @@ impl Network {
     pub(crate) fn new(config: &criod_config::Config, cache: &Path) -> Network {
         let mut dirs = config.plugin_dirs.clone();
         dirs.extend(config.plugin_dir.clone());
+        let plugins = Plugins::new(dirs, cache);
+        plugins.sweep();
         Network {
             dir: config.network_dir.clone(),
             default: config.cni_default_network.clone(),
-            plugins: Plugins::new(dirs, cache),
+            plugins,
             loaded: Mutex::new(None),
             host_ports: tokio::sync::OnceCell::new(),
             begun_with: Mutex::default(),

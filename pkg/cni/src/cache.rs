@@ -77,6 +77,9 @@ impl Entry {
     }
 }
 
+/// How the names of unfinished entries begin.
+const TEMPORARY: &str = ".tmp-";
+
 /// The folder of the entries.
 #[derive(Debug, Clone)]
 pub(crate) struct Cache {
@@ -92,6 +95,15 @@ impl Cache {
         self.dir.join(format!("{network}-{container}-{ifname}"))
     }
 
+    /// Removes what a process that died while it wrote left behind. For a single user of the cache.
+    pub(crate) fn sweep(&self) {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     pub(crate) fn write(&self, entry: &Entry) -> Result<()> {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let path = self.path(&entry.network_name, &entry.container_id, &entry.if_name);
@@ -101,7 +113,7 @@ impl Cache {
         fs::create_dir_all(&self.dir).map_err(failed)?;
         // A dot, so that it is never taken for an entry.
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.dir.join(format!(".tmp-{}-{count}", std::process::id()));
+        let temporary = self.dir.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
         let written = fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -169,5 +181,22 @@ impl Cache {
             }
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_finished_is_swept() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path());
+        fs::create_dir_all(&cache.dir).unwrap();
+        fs::write(cache.dir.join(".tmp-1-0"), "half").unwrap();
+        fs::write(cache.dir.join("net-id-eth0"), "whole").unwrap();
+        cache.sweep();
+        assert!(!cache.dir.join(".tmp-1-0").exists());
+        assert!(cache.dir.join("net-id-eth0").exists());
     }
 }

@@ -88,6 +88,12 @@ impl Plugins {
         Plugins { plugin_dirs, cache_dir: cache_dir.to_owned(), timeouts: Timeouts::default() }
     }
 
+    /// Removes unfinished cache entries of a process that died. Only where nobody else uses the
+    /// cache: what another one is just writing would go, too.
+    pub fn sweep(&self) {
+        Cache::new(&self.cache_dir).sweep();
+    }
+
     /// Attaches a container to a network: each plugin gets the result of the one before it; the
     /// last one's is returned and cached. If one fails, what was done is undone by DEL.
     ///
