@@ -290,16 +290,21 @@ impl Node {
         (record.state == ContainerState::Running && same).then_some(state.pid)
     }
 
+    /// The folder of a runtime's own state.
+    pub(crate) fn runtime_root(&self, handler: &criod_config::RuntimeHandler) -> PathBuf {
+        match &handler.runtime_root {
+            Some(root) => root.clone(),
+            None => self.paths.run.join("runtime"),
+        }
+    }
+
     fn monitor_config(
         &self,
         pod: &PodRecord,
         record: &ContainerRecord,
         handler: &criod_config::RuntimeHandler,
     ) -> Result<MonitorConfig> {
-        let root = match &handler.runtime_root {
-            Some(root) => root.clone(),
-            None => self.paths.run.join("runtime"),
-        };
+        let root = self.runtime_root(handler);
         let text = |p: &Path| p.to_string_lossy().into_owned();
         let program = handler.runtime_path.rsplit('/').next().unwrap_or_default();
         let config = &record.config.0;

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::error::{Error, Kind, Result};
 use crate::monitor::{last_state, seal};
 use crate::node::{Container, Node, Pod, Save, blocking};
-use crate::record::{ContainerState, PodState};
+use crate::record::{ContainerRecord, ContainerState, PodState};
 
 /// How long a container that could not be started has to end.
 const START_FAILED: Duration = Duration::from_secs(10);
@@ -214,6 +214,7 @@ impl Node {
     fn clear_away(&self, container: &Container) -> Result<()> {
         let id = &container.id;
         let record = container.record.get();
+        self.end_runtime_state(&record)?;
         let group = self.cgroup(&record.cgroup)?;
         let failed = |source| Error::from(Kind::Cgroup { name: record.cgroup.clone(), source });
         group.kill().map_err(failed)?;
@@ -237,6 +238,31 @@ impl Node {
                 }
                 _ => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Has the runtime forget a container that no monitor could have it forget.
+    fn end_runtime_state(&self, record: &ContainerRecord) -> Result<()> {
+        let handler = self.pod(&record.pod).map(|p| p.record.get().handler.clone());
+        let Some((_, handler)) = self.config.handler(&handler.unwrap_or_default()) else {
+            return Ok(());
+        };
+        let root = self.runtime_root(handler);
+        if !root.join(&record.id).exists() {
+            return Ok(());
+        }
+        let done = std::process::Command::new(&handler.runtime_path)
+            .arg("--root")
+            .arg(&root)
+            .args(["delete", "--force", &record.id])
+            .stdin(std::process::Stdio::null())
+            .output()
+            .map_err(Error::file("run", &handler.runtime_path))?;
+        if !done.status.success() {
+            let said = String::from_utf8_lossy(&done.stderr);
+            let text = format!("{} delete: {}", handler.runtime_path, said.trim());
+            return Err(Kind::Runtime(text).into());
         }
         Ok(())
     }
