@@ -136,7 +136,16 @@ impl Bench {
     }
 
     pub(crate) fn at(root: &Path, options: Options) -> Bench {
-        let store = storage::Store::open(root, storage::Options::default()).unwrap();
+        // A child that another test forks holds copies of all descriptors until it executes, the
+        // lock of a store that was just dropped among them.
+        let mut tries = 0;
+        let store = loop {
+            match storage::Store::open(root, storage::Options::default()) {
+                Err(storage::Error::Locked { .. }) if tries < 500 => tries += 1,
+                opened => break opened.unwrap(),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        };
         let images = Images::new(Arc::new(store), options).unwrap();
         Bench { root: root.to_owned(), images, _dir: None }
     }
