@@ -157,19 +157,34 @@ impl Inner {
         let mut conn = self.conn.lock().unwrap_or_else(PoisonError::into_inner);
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        if let Some(open) = conn.as_ref() {
+        for last in [false, true] {
+            if conn.is_none() {
+                *conn = Some(self.introduced()?);
+            }
+            let Some(open) = conn.as_ref() else { break };
             match open.call(&fields, &fds) {
-                // The connection is broken: FORK, the only call that must not be done twice, is
-                // not, for a second monitor finds the lock taken.
-                Err(e) if e.kind() != io::ErrorKind::Other => *conn = None,
+                // The connection is broken, or its answers may come late and be taken for those of
+                // later calls. FORK, the only call that must not be done twice, is not: a second
+                // monitor finds the lock taken.
+                Err(e) if e.kind() != io::ErrorKind::Other => {
+                    *conn = None;
+                    if last {
+                        return Err(e);
+                    }
+                }
                 other => return other,
             }
         }
-        let open = conn.insert(self.connect()?);
+        Err(io::Error::from(io::ErrorKind::NotConnected))
+    }
+
+    /// A new connection, with what criod leaves at every keeper.
+    fn introduced(&self) -> io::Result<Conn> {
+        let conn = self.connect()?;
         for (name, fd) in self.own.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            open.call(&["SPARE", OWN, name], &[fd.as_fd()])?;
+            conn.call(&["SPARE", OWN, name], &[fd.as_fd()])?;
         }
-        open.call(&fields, &fds)
+        Ok(conn)
     }
 
     fn connect(&self) -> io::Result<Conn> {

@@ -81,6 +81,11 @@ impl Node {
         if let Err(e) = ended {
             warn!(container = container.id, "{}", e.chain());
         }
+        if record.infra
+            && let Ok(pod) = self.pod(&record.pod)
+        {
+            self.infra_ended(&pod);
+        }
         container.ended.send_replace(true);
     }
 

@@ -44,9 +44,12 @@ impl<T> Cell<T> {
     }
 
     fn set(&self, value: T) -> Arc<T> {
-        let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        *held = Arc::new(value);
-        Arc::clone(&held)
+        self.put(Arc::new(value))
+    }
+
+    fn put(&self, value: Arc<T>) -> Arc<T> {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&value);
+        value
     }
 }
 
@@ -116,8 +119,10 @@ impl<T: Clone + serde::Serialize> Kept<T> {
             let mut disk = lock(&self.disk);
             let mut next = (*self.cell.get()).clone();
             change(&mut next);
+            // A step towards less holds from here on, however long the disk takes.
+            let next = if save == Save::Soon { self.cell.set(next) } else { Arc::new(next) };
             if !disk.gone {
-                match record::save(&self.dir, &next, save == Save::Durable) {
+                match record::save(&self.dir, &*next, save == Save::Durable) {
                     Ok(()) => disk.behind = false,
                     Err(e) if save == Save::Soon => {
                         tracing::warn!("will be written later: {}", e.chain());
@@ -126,7 +131,7 @@ impl<T: Clone + serde::Serialize> Kept<T> {
                     Err(e) => return Err(e),
                 }
             }
-            Ok(self.cell.set(next))
+            Ok(self.cell.put(next))
         })
     }
 

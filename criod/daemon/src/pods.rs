@@ -42,6 +42,10 @@ fn check(config: &PodSandboxConfig) -> Result<()> {
             return Err(Error::invalid(text));
         }
     }
+    // It is written into files line by line.
+    if config.hostname.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        return Err(Error::invalid(format!("hostname {:?} is none", config.hostname)));
+    }
     if config.hostname.len() > 64 {
         return Err(Error::invalid(format!("hostname {:?} is longer than 64", config.hostname)));
     }

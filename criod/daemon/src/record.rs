@@ -189,7 +189,9 @@ pub(crate) fn load_all<T: DeserializeOwned>(root: &Path) -> Result<Loaded<T>> {
             Ok(bytes) => bytes,
             // A folder without a record never had one written whole: nothing happened in it.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let _ = fs::remove_dir_all(entry.path());
+                // Anything else in it is nobody's to delete.
+                let _ = fs::remove_file(entry.path().join("record.new"));
+                let _ = fs::remove_dir(entry.path());
                 continue;
             }
             Err(e) => {

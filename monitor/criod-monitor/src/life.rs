@@ -15,7 +15,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api_monitor::monitor::*;
@@ -220,7 +220,7 @@ impl Monitor {
         let console = self.dir.join("console.sock");
         let bundle = self.config.bundle.clone();
         let pid_file_arg = pid_file.to_string_lossy().into_owned();
-        let console_arg = console.to_string_lossy().into_owned();
+        let console_arg = console_for_runtime(&console, &bundle);
         let mut verb = vec!["create", "--bundle", &bundle, "--pid-file", &pid_file_arg];
         // A runtime that was killed may have left either.
         for name in ["pid", ".pid"] {
@@ -469,5 +469,26 @@ impl Monitor {
         } else {
             self.started();
         }
+    }
+}
+
+/// The console socket as the runtime is told it: it runs in the bundle, so the way from there is
+/// short where the whole path is too long for a socket's address.
+fn console_for_runtime(console: &Path, bundle: &str) -> String {
+    match (console.parent(), Path::new(bundle).parent()) {
+        (Some(dir), Some(above)) if dir == above => "../console.sock".to_owned(),
+        _ => console.to_string_lossy().into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_console_is_near_the_bundle() {
+        let console = Path::new("/run/c/id/console.sock");
+        assert_eq!(console_for_runtime(console, "/run/c/id/bundle"), "../console.sock");
+        assert_eq!(console_for_runtime(console, "/elsewhere/b"), "/run/c/id/console.sock");
     }
 }
