@@ -51,11 +51,7 @@ func TestContainerLifeIsShownInItsStatus(t *testing.T) {
 	if running.StartedAt < created.CreatedAt || running.FinishedAt != 0 {
 		t.Errorf("started at %d, finished at %d", running.StartedAt, running.FinishedAt)
 	}
-	// A signal that comes before its trap is set is lost on a pid namespace's first process.
-	eventually(t, "the trap", func() bool {
-		_, _, err := runtime.ExecSync(ctx, c.id, []string{"grep", "-qE", "^SigCgt:.*[4-7c-f][0-9a-f]{3}$", "/proc/1/status"}, 5*time.Second)
-		return err == nil
-	})
+	c.trapped()
 	ok(t, runtime.StopContainer(ctx, c.id, 30), "StopContainer")
 	exited := c.status()
 	check(exited, cri.ContainerState_CONTAINER_EXITED)
@@ -441,6 +437,7 @@ func TestStartContainerTwiceStartsOnce(t *testing.T) {
 	if s := k.status(); s.State != cri.ContainerState_CONTAINER_RUNNING || s.StartedAt != before.StartedAt {
 		t.Errorf("status %v, before %v", s, before)
 	}
+	k.trapped()
 	ok(t, runtime.StopContainer(ctx, k.id, 30), "StopContainer")
 	ok(t, runtime.StartContainer(ctx, k.id), "StartContainer of a container that has ended")
 	if s := k.status(); s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode != 0 {

@@ -392,6 +392,17 @@ func (c *container) status() *cri.ContainerStatus {
 	return answer.GetStatus()
 }
 
+// trapped waits until the first process has set its trap for SIGTERM: a signal that comes before is
+// lost on the first process of a pid namespace.
+func (c *container) trapped() {
+	c.t.Helper()
+	caught := []string{"grep", "-qE", "^SigCgt:.*[4-7c-f][0-9a-f]{3}$", "/proc/1/status"}
+	eventually(c.t, "the trap", func() bool {
+		_, _, err := runtime.ExecSync(c.ctx, c.id, caught, 5*time.Second)
+		return err == nil
+	})
+}
+
 func (c *container) wait() *cri.ContainerStatus {
 	c.t.Helper()
 	var last *cri.ContainerStatus
