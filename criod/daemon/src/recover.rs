@@ -84,6 +84,13 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
             container.ended.send_replace(true);
         }
     }
+    for pod in node.all_pods() {
+        let shared = pod.record.get().infra_pid > 0;
+        let infra = node.container(&pod.id).map(|c| c.record.get().state);
+        if shared && !matches!(infra, Ok(ContainerState::Running)) {
+            node.infra_ended(&pod);
+        }
+    }
     info!(pods = node.all_pods().len(), containers = node.all_containers().len(), "records loaded");
     Ok(())
 }

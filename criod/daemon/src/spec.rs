@@ -288,7 +288,15 @@ impl Request<'_> {
         let pid = match mode(asked.pid)? {
             NamespaceMode::Container => Ns::New,
             NamespaceMode::Node => Ns::Host,
-            NamespaceMode::Pod if self.pod.infra_pid > 0 => Ns::Path(self.pid_pin.to_owned()),
+            NamespaceMode::Pod if wants_shared_pid(self.pod) => {
+                if self.pod.infra_pid == 0 || !namespace::is_namespace(self.pid_pin) {
+                    return Err(Error::precondition(format!(
+                        "the pid namespace of pod sandbox {} is gone",
+                        self.pod.id
+                    )));
+                }
+                Ns::Path(self.pid_pin.to_owned())
+            }
             NamespaceMode::Pod => Ns::New,
             NamespaceMode::Target => {
                 let pid = self
