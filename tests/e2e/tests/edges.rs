@@ -1,7 +1,7 @@
 //! Ends of things that come at a bad moment, and settings that meet an odd pod.
 //!
 //! ```text
-//! while criod is down    its socket is flooded, a monitor's folder goes
+//! while criod is down    the pod's own process ends, its socket is flooded, a monitor's folder goes
 //! under a READY pod      its namespaces are unpinned
 //! a runtime that hangs   in `create` while the pod is stopped, in `delete` while others wait
 //! settings               pause_image without its registry, default_sysctls on the host's network
@@ -12,9 +12,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use api_cri::v1::{LinuxContainerConfig, LinuxContainerSecurityContext};
+use api_cri::v1::{LinuxContainerConfig, LinuxContainerSecurityContext, PodSandboxStatusRequest};
 use e2e::daemon::{
     BUSYBOX, Criod, EXITED, NOT_READY, Options, READY, RUNNING, block, cgroup_members, container,
 };
@@ -24,9 +25,63 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tonic::Code;
 
+/// Ends every process in the container's cgroup.
+fn kill_members(id: &str) {
+    let members = cgroup_members(&format!("crio-{id}"));
+    assert!(!members.is_empty());
+    for (pid, _) in members {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+}
+
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap().flatten();
     entries.map(|e| e.file_name().into_string().unwrap()).collect()
+}
+
+/// Pid of the pod's own process, as its verbose status has it.
+fn infra_pid(criod: &Criod, pod: &str) -> i64 {
+    let request = PodSandboxStatusRequest { pod_sandbox_id: pod.into(), verbose: true };
+    let answer = block(async { criod.runtime().pod_sandbox_status(request).await });
+    let info = answer.unwrap().into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"]).unwrap();
+    info["pid"].as_i64().unwrap()
+}
+
+#[test]
+fn a_pods_own_process_ends_while_criod_is_down() {
+    let mut criod = Criod::start(Options::default());
+    let config = criod.pid_pod("infra");
+    let pod = criod.run_pod(&config).unwrap();
+    let sleep = container("c", &["sleep", "1000"]);
+    let id = criod.run(&pod, &sleep, &config);
+    // The namespace is joined where it is pinned, not by the pid of whoever made it.
+    let pin = criod.dir.join(format!("run/ns/{pod}/pid"));
+    let infra = infra_pid(&criod, &pod);
+    let of_infra = fs::metadata(format!("/proc/{infra}/ns/pid")).unwrap();
+    assert_eq!(fs::metadata(&pin).unwrap().ino(), of_infra.ino());
+    let spec = fs::read(criod.dir.join(format!("run/containers/{id}/bundle/config.json"))).unwrap();
+    let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap();
+    let spaces = spec["linux"]["namespaces"].as_array().unwrap();
+    let joined = spaces.iter().find(|n| n["type"] == "pid").unwrap();
+    assert_eq!(joined["path"].as_str(), pin.to_str());
+
+    criod.kill9();
+    kill_members(&pod);
+    eventually("all in the namespace has ended", || {
+        cgroup_members(&criod.tag).is_empty().then_some(())
+    });
+    criod.launch();
+    criod.ready();
+    eventually("the pod is not ready", || {
+        (criod.pod_status(&pod).unwrap().state == NOT_READY).then_some(())
+    });
+    assert_eq!(infra_pid(&criod, &pod), 0);
+    assert_eq!(criod.ended(&id).exit_code, 137);
+    let late = container("late", &["sleep", "1000"]);
+    let error = criod.create(&pod, &late, &config).unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    criod.finish();
 }
 
 #[test]
@@ -94,8 +149,8 @@ fn the_files_of_a_pod_are_read_only_or_bounded() {
 #[test]
 fn its_namespaces_are_unpinned_under_a_pod() {
     let criod = Criod::start(Options::default());
-    for kind in ["net", "uts", "ipc"] {
-        let config = criod.pod(kind);
+    for kind in ["net", "uts", "ipc", "pid"] {
+        let config = if kind == "pid" { criod.pid_pod(kind) } else { criod.pod(kind) };
         let pod = criod.run_pod(&config).unwrap();
         let pin = criod.dir.join(format!("run/ns/{pod}/{kind}"));
         umount2(&pin, MntFlags::MNT_DETACH).unwrap();
@@ -103,7 +158,8 @@ fn its_namespaces_are_unpinned_under_a_pod() {
         assert_eq!(error.code(), Code::FailedPrecondition, "{kind}: {error}");
         assert!(error.message().contains(&pod), "{kind}: {error}");
         assert!(criod.containers().is_empty());
-        assert_eq!(cgroup_members(&criod.tag), [], "{kind}");
+        let own = cgroup_members(&format!("crio-{pod}"));
+        assert_eq!(cgroup_members(&format!("{}/{kind}", criod.tag)), own, "{kind}");
         criod.stop_pod(&pod).unwrap();
         criod.remove_pod(&pod).unwrap();
     }
