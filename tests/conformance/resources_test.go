@@ -150,7 +150,13 @@ func TestPodWhoseCgroupIsGone(t *testing.T) {
 		var dirs []string
 		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
 			found, _ := filepath.Glob(pattern + parent)
-			dirs = append(dirs, found...)
+			for _, dir := range found {
+				// Where a hierarchy is not mounted, a runtime may have made a plain folder.
+				var fs unix.Statfs_t
+				if unix.Statfs(dir, &fs) == nil && (fs.Type == unix.CGROUP_SUPER_MAGIC || fs.Type == unix.CGROUP2_SUPER_MAGIC) {
+					dirs = append(dirs, dir)
+				}
+			}
 		}
 		for _, dir := range dirs {
 			var inside []string

@@ -55,7 +55,7 @@ impl Container {
         let root = self.dir.path().join("state");
         let mut command = if self.runtime == CRUN {
             let mut command = Command::new("unshare");
-            let script = "umount /sys/fs/cgroup/unified 2>/dev/null; exec \"$@\"";
+            let script = "umount /sys/fs/cgroup/unified 2>/dev/null && mount -t tmpfs none /sys/fs/cgroup/unified; exec \"$@\"";
             command.args(["-m", "sh", "-c", script, "sh"]).arg(CRUN);
             command
         } else {

@@ -10,7 +10,7 @@ use e2e::eventually;
 
 /// Debian's crun refuses a hybrid hierarchy, so it has to see one without its second half.
 const CRUN: &str = r#"#!/bin/sh
-exec unshare -m sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; exec /usr/bin/crun "$@"' sh "$@"
+exec unshare -m sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null && mount -t tmpfs none /sys/fs/cgroup/unified; exec /usr/bin/crun "$@"' sh "$@"
 "#;
 
 fn whole_life(criod: &Criod, handler: &str) {

@@ -173,7 +173,7 @@ async fn crun_runs_them_as_well() {
     let keeper = Keeper::default();
     let path = keeper.dir.path().join("crun");
     // It refuses a machine that has cgroups of both versions: it gets one without the second.
-    let script = "#!/bin/sh\nexec unshare -m sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; \
+    let script = "#!/bin/sh\nexec unshare -m sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null && mount -t tmpfs none /sys/fs/cgroup/unified; \
                   exec crun \"$@\"' sh \"$@\"\n";
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
