@@ -241,8 +241,7 @@ impl Node {
             rootfs: &rootfs,
             node: &self.config,
             handler,
-            // Without the x32 ABI, which no image uses and every filter would pay for.
-            host: oci::Host { x32: false, ..oci::Host::current().map_err(spec_failed)? },
+            host: oci::Host::current().map_err(spec_failed)?,
             hierarchy: &self.hierarchy,
             cgroup: &record.cgroup,
             target_pid,

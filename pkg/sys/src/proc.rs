@@ -41,31 +41,34 @@ pub fn stat(pid: i32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
-/// Processes that have `argument` on their command line; none for an empty one, which would be on
-/// every command line.
-pub fn with_argument(argument: &str) -> Vec<i32> {
-    if argument.is_empty() {
-        return Vec::new();
-    }
-    let has = |pid: i32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split(|b| *b == 0).any(|word| word == argument.as_bytes())
-    };
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(|pid| has(*pid)).collect()
+/// The processes that there are.
+fn pids() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok())
 }
 
-/// Processes that were started with `variable` (`NAME=value`) in their environment.
-pub fn with_environment(variable: &str) -> Vec<i32> {
-    let has = |pid: i32| {
-        let all = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        all.split(|b| *b == 0).any(|word| word == variable.as_bytes())
-    };
-    if variable.is_empty() {
+/// Processes in whose `/proc/PID/FILE`, words that each end in NUL, `word` is one; none for an empty
+/// one, which would be in every file.
+fn with_word(file: &str, word: &str) -> Vec<i32> {
+    if word.is_empty() {
         return Vec::new();
     }
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    pids.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(|pid| has(*pid)).collect()
+    let has = |pid: &i32| {
+        let all = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        all.split(|b| *b == 0).any(|w| w == word.as_bytes())
+    };
+    pids().filter(has).collect()
+}
+
+/// Processes that have `argument` on their command line; none for an empty one.
+pub fn with_argument(argument: &str) -> Vec<i32> {
+    with_word("cmdline", argument)
+}
+
+/// Processes that were started with `variable` (`NAME=value`) in their environment; none for an
+/// empty one.
+pub fn with_environment(variable: &str) -> Vec<i32> {
+    with_word("environ", variable)
 }
 
 /// Every process below `root`, and every one of a session that `root` leads, itself included.
@@ -75,13 +78,7 @@ pub fn tree(root: i32) -> Vec<i32> {
     if root <= 1 {
         return Vec::new();
     }
-    let mut all: Vec<Stat> = Vec::new();
-    if let Ok(dir) = fs::read_dir("/proc") {
-        for entry in dir.flatten() {
-            let pid = entry.file_name().to_str().and_then(|n| n.parse().ok());
-            all.extend(pid.and_then(stat).filter(|s| s.state != b'Z'));
-        }
-    }
+    let all: Vec<Stat> = pids().filter_map(stat).filter(|s| s.state != b'Z').collect();
     let mut found: Vec<i32> =
         all.iter().filter(|s| s.pid == root || s.session == root).map(|s| s.pid).collect();
     let mut at = 0;
