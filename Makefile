@@ -41,14 +41,16 @@ monitors:
 	$(CARGO) build $(LOCKED) --profile monitor --target $(MUSL) -p criod-monitor
 	$(CARGO) build $(LOCKED) --profile monitor --target $(MUSL) -p criod-keeper
 	$(CARGO) build $(LOCKED) --profile monitor --target $(MUSL) -p criod-pause
+	$(CARGO) build $(LOCKED) --profile stream --target $(MUSL) -p criod-stream
 	@mkdir -p $(STAGE)
 	@$(INSTALL) -C -m 755 \
-		$(addprefix $(TARGET)/$(MUSL)/monitor/,criod-monitor criod-keeper criod-pause) $(STAGE)
+		$(addprefix $(TARGET)/$(MUSL)/monitor/,criod-monitor criod-keeper criod-pause) \
+		$(TARGET)/$(MUSL)/stream/criod-stream $(STAGE)
 
 install: ## Install below DESTDIR with PREFIX (default /usr), building first where needed
 	@if [ -z "$(NO_BUILD)" ]; then $(MAKE) --no-print-directory build; fi
 	$(INSTALL) -D -m 755 $(STAGE)/criod $(DESTDIR)$(PREFIX)/bin/criod
-	for each in criod-monitor criod-keeper criod-pause; do \
+	for each in criod-monitor criod-keeper criod-pause criod-stream; do \
 		$(INSTALL) -D -m 755 $(STAGE)/$$each $(DESTDIR)$(PREFIX)/libexec/criod/$$each || exit 1; \
 	done
 	$(INSTALL) -d -m 755 $(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.d $(DESTDIR)$(PREFIX)/share/criod

@@ -11,6 +11,7 @@
 //! | [`pipe`]      | how many bytes a pipe holds; pipes that a container may reopen        |
 //! | [`file`]      | exchanging two files                                                  |
 //! | [`proc`]      | start times and process trees from /proc                              |
+//! | [`tty`]       | the size of a terminal                                                |
 
 pub mod clock;
 pub mod file;
@@ -18,6 +19,7 @@ pub mod pidfd;
 pub mod pipe;
 pub mod proc;
 pub mod seqpacket;
+pub mod tty;
 
 /// The environment variable in which the keeper tells those whom it forks which soft limit of open
 /// files they and their containers are to have: its own is higher.

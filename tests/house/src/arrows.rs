@@ -3,7 +3,7 @@
 //! ```text
 //!   tests ──► anything                nobody ──► tests, but to tests/images in tests of its own
 //!   criod ──► criod, api, pkg
-//!   monitor ──► api-monitor, sys, crilog
+//!   monitor ──► api-monitor, sys, crilog; criod-stream, which faces the network, also stream
 //!   api ──► (nothing of ours)
 //!   pkg ──► pkg                       never in a circle: cargo sees to that
 //! ```
@@ -15,6 +15,10 @@ use crate::workspace::{Member, Use, Workspace};
 
 /// The crates of ours that a monitor may be built from.
 const MONITOR: [&str; 3] = ["api-monitor", "crilog", "sys"];
+
+/// The one program of the monitors' room that lives as long as a connection, and what only it may
+/// be built from.
+const STREAM: (&str, [&str; 3]) = ("criod-stream", ["stream", "rustls", "serde_json"]);
 
 /// What a monitor must never link, with why.
 const TOO_LARGE: [(&str, &str); 9] = [
@@ -56,10 +60,16 @@ fn allowed(member: &Member, used: &Member, kind: Use) -> bool {
         (_, "tests") => used.folder == "tests/images" && kind == Use::Dev,
         ("criod", "criod" | "api" | "pkg") => true,
         ("monitor", "pkg") if kind == Use::Dev => true,
-        ("monitor", "api" | "pkg") => MONITOR.contains(&used.name.as_str()),
+        ("monitor", "api" | "pkg") => {
+            MONITOR.contains(&used.name.as_str()) || streams_own(&member.name, &used.name)
+        }
         ("pkg", "pkg") => true,
         _ => false,
     }
+}
+
+fn streams_own(member: &str, used: &str) -> bool {
+    member == STREAM.0 && STREAM.1.contains(&used)
 }
 
 /// What is linked into `program` and must not be, from the output of `cargo tree --prefix none`.
@@ -68,7 +78,8 @@ pub fn closure(program: &str, tree: &str) -> Vec<Finding> {
     if !linked(program) {
         return vec![Finding::new(program, "cargo tree does not show it")];
     }
-    let too_large = TOO_LARGE.iter().filter(|(name, _)| linked(name));
+    let too_large =
+        TOO_LARGE.iter().filter(|(name, _)| linked(name) && !streams_own(program, name));
     too_large
         .map(|(name, why)| Finding::new(program, format!("must not link {name}: {why}")))
         .collect()
@@ -102,6 +113,15 @@ mod tests {
             guest,
         ];
         check(&Workspace { members }).iter().map(Finding::to_string).collect()
+    }
+
+    #[test]
+    fn only_what_faces_the_network_has_a_network_library() {
+        let tree = |program: &str| format!("{program} v1\nstream v1\nrustls v0.23\n");
+        assert!(closure("criod-stream", &tree("criod-stream")).is_empty());
+        assert_eq!(closure("criod-monitor", &tree("criod-monitor")).len(), 1);
+        assert!(streams_own("criod-stream", "stream") && !streams_own("criod-keeper", "stream"));
+        assert!(!streams_own("criod-stream", "tokio"));
     }
 
     #[test]

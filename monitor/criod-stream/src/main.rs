@@ -1,0 +1,3 @@
+//! criod-stream: one process per open exec, attach or port-forward.
+
+fn main() {}
