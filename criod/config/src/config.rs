@@ -96,23 +96,23 @@ keyed! {
         /// The unix socket of the CRI and the inspect services.
         listen: PathBuf = "/run/crio/crio.sock".into();
         /// The address on which exec, attach and port-forward are served.
-        stream_address: String = "127.0.0.1".to_owned() => accepted();
+        stream_address: String = "127.0.0.1".to_owned();
         /// The port on which they are served; 0 is any free port.
-        stream_port: TextPort = TextPort(0) => accepted();
+        stream_port: TextPort = TextPort(0);
         /// Whether they are served over TLS.
-        stream_enable_tls: bool = false => env(&["CONTAINER_ENABLE_TLS"]).accepted();
+        stream_enable_tls: bool = false => env(&["CONTAINER_ENABLE_TLS"]);
         /// The certificate for that, a file in PEM form that may change at any time.
-        stream_tls_cert: Option<PathBuf> = None => env(&["CONTAINER_TLS_CERT"]).accepted();
+        stream_tls_cert: Option<PathBuf> = None => env(&["CONTAINER_TLS_CERT"]);
         /// The certificate's key, likewise.
-        stream_tls_key: Option<PathBuf> = None => env(&["CONTAINER_TLS_KEY"]).accepted();
+        stream_tls_key: Option<PathBuf> = None => env(&["CONTAINER_TLS_KEY"]);
         /// Authorities whose certificates a client has to show; with it clients without are refused.
-        stream_tls_ca: Option<PathBuf> = None => env(&["CONTAINER_TLS_CA"]).accepted();
+        stream_tls_ca: Option<PathBuf> = None => env(&["CONTAINER_TLS_CA"]);
         /// How long a connection may be idle before it is closed; empty is four hours.
-        stream_idle_timeout: Option<Duration> = None => env(&["STREAM_IDLE_TIMEOUT"]).accepted();
+        stream_idle_timeout: Option<Duration> = None => env(&["STREAM_IDLE_TIMEOUT"]);
         /// The lowest version of TLS: VersionTLS12 or VersionTLS13.
-        tls_min_version: TlsVersion = TlsVersion::Tls12 => accepted();
+        tls_min_version: TlsVersion = TlsVersion::Tls12;
         /// The cipher suites of TLS 1.2 that are allowed; empty allows the safe ones.
-        tls_cipher_suites: Vec<String> = Vec::new() => accepted();
+        tls_cipher_suites: Vec<String> = Vec::new();
         /// The greatest gRPC message that is sent, in bytes; 0 is the default.
         grpc_max_send_msg_size: MessageSize = MessageSize::DEFAULT;
         /// The greatest gRPC message that is taken, in bytes; 0 is the default.

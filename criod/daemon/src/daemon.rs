@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, RwLock};
@@ -20,12 +21,16 @@ use crate::error::{Error, Kind, Result};
 use crate::keeper::{self, Keeper};
 use crate::network::Network;
 use crate::node::{Node, Ops, Paths, new_id};
+use crate::streaming::{self, Streams};
 use crate::{recover, server};
 
 /// The cgroup that the keeper and the monitors live in.
 const MONITORS: &str = "/criod-monitors";
-/// Its CPU shares; one ordinary group has 1024.
+/// Its CPU shares; one ordinary group has 1024. All runtime calls of the node are made in there:
+/// together they are more than one task.
 const SHARES: u64 = 10_240;
+/// The cgroup of the processes that face the network.
+const STREAMS: &str = "/criod-streams";
 
 /// Runs the daemon until it is told to end.
 pub(crate) async fn run(config: Config) -> Result<()> {
@@ -38,10 +43,11 @@ pub(crate) async fn run(config: Config) -> Result<()> {
         }
     });
     let listen = config.listen.clone();
-    let node = build(config).await?;
+    let (node, streaming) = build(config).await?;
     recover::load(&node).await?;
     let listener = server::listen(&listen, &node.keeper).await?;
     recover::resume(&node).await;
+    tokio::spawn(streaming::serve(Arc::clone(&node), streaming));
     server::announce(&listen);
     notify("READY=1");
     tokio::select! {
@@ -53,7 +59,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     Ok(())
 }
 
-async fn build(config: Config) -> Result<Arc<Node>> {
+async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
     if config.cgroup_manager == CgroupManager::Systemd {
         warn!("cgroup_manager = \"systemd\" is not supported yet: cgroupfs is used");
     }
@@ -82,12 +88,16 @@ async fn build(config: Config) -> Result<Arc<Node>> {
         program: config.keeper_binary(),
         socket: config.keeper_socket(),
         log: paths.run.join("keeper.log"),
-        cgroups: monitors(&hierarchy)?,
+        cgroups: own_group(&hierarchy, MONITORS, Some(SHARES))?,
     })
     .await?;
+    let monitor_program = config.monitor_binary();
+    let stream_program = beside(&monitor_program, "criod-stream");
+    let group = own_group(&hierarchy, STREAMS, None)?;
+    let (streams, streaming) =
+        Streams::open(&config, &paths.run, stream_program.clone(), group, &keeper).await?;
     let images = criod_images::Images::new(Arc::clone(&store), images(&config))
         .map_err(|e| Kind::Image { image: "*".into(), source: Arc::new(e) })?;
-    let monitor_program = config.monitor_binary();
     let node = Node {
         pause_program: beside(&monitor_program, "criod-pause"),
         monitor_program,
@@ -103,18 +113,19 @@ async fn build(config: Config) -> Result<Arc<Node>> {
         changes: Arc::new(Ops::default()),
         last_time: AtomicI64::new(0),
         cpu: crate::stats::CpuRates::default(),
+        streams,
         unreadable: std::sync::Mutex::default(),
         _lock: lock,
         config,
         paths,
     };
-    for program in [&node.monitor_program, &node.pause_program] {
+    for program in [&node.monitor_program, &node.pause_program, &stream_program] {
         if !program.exists() {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(Error::file("find the program", program)(missing));
         }
     }
-    Ok(Arc::new(node))
+    Ok((Arc::new(node), streaming))
 }
 
 /// Takes runroot for this criod and for this root: what lies in the one belongs to records in the
@@ -163,14 +174,19 @@ fn failed(name: &str) -> impl Fn(cgroup::Error) -> Error {
     move |source| Kind::Cgroup { name: name.to_owned(), source }.into()
 }
 
-/// Makes the cgroup of keeper and monitors; returns its folders.
-fn monitors(hierarchy: &cgroup::Hierarchy) -> Result<Vec<PathBuf>> {
-    let group = cgroup::Cgroup::at(hierarchy, MONITORS).map_err(failed(MONITORS))?;
-    group.create().map_err(failed(MONITORS))?;
-    // All runtime calls of the node are made in here: together they are more than one task.
-    let share = cgroup::Resources { cpu_shares: Some(SHARES), ..cgroup::Resources::default() };
-    if let Err(e) = group.set(&share) {
-        warn!("cgroup {MONITORS}: {e}");
+/// Makes a cgroup for processes of ours; returns its folders.
+fn own_group(
+    hierarchy: &cgroup::Hierarchy,
+    name: &str,
+    shares: Option<u64>,
+) -> Result<Vec<PathBuf>> {
+    let group = cgroup::Cgroup::at(hierarchy, name).map_err(failed(name))?;
+    group.create().map_err(failed(name))?;
+    let share = cgroup::Resources { cpu_shares: shares, ..cgroup::Resources::default() };
+    if shares.is_some()
+        && let Err(e) = group.set(&share)
+    {
+        warn!("cgroup {name}: {e}");
     }
     Ok(group.paths())
 }

@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     #[error("{0}")]
     Exists(String),
     #[error("{0}")]
+    Exhausted(String),
+    #[error("{0}")]
     Unsupported(String),
     #[error("command {command:?} timed out after {seconds} s")]
     ExecTimeout { command: String, seconds: i64 },
@@ -147,6 +149,7 @@ impl Error {
             }
             Kind::Precondition(_) => Code::FailedPrecondition,
             Kind::Exists(_) => Code::AlreadyExists,
+            Kind::Exhausted(_) => Code::ResourceExhausted,
             Kind::Unsupported(_) => Code::Unimplemented,
             Kind::ExecTimeout { .. } => Code::DeadlineExceeded,
             Kind::Storage { source, .. } if source.is_no_space() => Code::ResourceExhausted,

@@ -1,4 +1,4 @@
-//! ExecSync: a command in a running container, waited for.
+//! Commands in a running container: ExecSync, and what a command of any kind runs as.
 //!
 //! The command gets the container's own `process` object with other arguments: the same user,
 //! environment, capabilities and limits. Its output comes as files from the monitor.
@@ -10,7 +10,7 @@ use api_cri::v1::{ExecSyncRequest, ExecSyncResponse};
 use api_monitor::monitor::ExecSyncRequest as Asked;
 
 use crate::error::{Error, Kind, Result};
-use crate::node::{Node, blocking, on_disk};
+use crate::node::{Container, Node, blocking, on_disk};
 use crate::record::ContainerState;
 
 impl Node {
@@ -32,11 +32,9 @@ impl Node {
         if request.timeout < 0 {
             return Err(Error::invalid(format!("timeout {} is negative", request.timeout)));
         }
-        if container.record.get().state != ContainerState::Running {
-            return Err(Error::precondition(format!("container {} is not running", container.id)));
-        }
+        let container = self.running(&container.id)?;
         let command = request.cmd.join(" ");
-        let process = self.process_of(&container.id, request.cmd)?;
+        let process = self.process_of(&container.id, request.cmd, false)?;
         let limit = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
         let asked = Asked {
             process,
@@ -58,8 +56,17 @@ impl Node {
         Ok(ExecSyncResponse { stdout, stderr, exit_code: done.exit_code })
     }
 
-    /// The container's process object with another command, without a terminal.
-    fn process_of(&self, id: &str, args: Vec<String>) -> Result<Vec<u8>> {
+    /// A container that runs.
+    pub(crate) fn running(&self, id: &str) -> Result<Arc<Container>> {
+        let container = self.container(id)?;
+        if container.record.get().state != ContainerState::Running {
+            return Err(Error::precondition(format!("container {} is not running", container.id)));
+        }
+        Ok(container)
+    }
+
+    /// The container's process object with another command, as JSON.
+    pub(crate) fn process_of(&self, id: &str, args: Vec<String>, tty: bool) -> Result<Vec<u8>> {
         let path = self.paths.bundle(id).join("config.json");
         let bytes = on_disk(|| std::fs::read(&path)).map_err(Error::file("read", &path))?;
         let bad = |e: serde_json::Error| {
@@ -68,7 +75,13 @@ impl Node {
         let mut spec: serde_json::Value = serde_json::from_slice(&bytes).map_err(bad)?;
         let mut process = spec["process"].take();
         process["args"] = args.into();
-        process["terminal"] = false.into();
+        process["terminal"] = tty.into();
+        if let Some(env) = process["env"].as_array_mut().filter(|_| tty) {
+            let named = |v: &serde_json::Value| v.as_str().is_some_and(|v| v.starts_with("TERM="));
+            if !env.iter().any(named) {
+                env.push("TERM=xterm".into());
+            }
+        }
         serde_json::to_vec(&process).map_err(bad)
     }
 }

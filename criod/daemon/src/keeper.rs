@@ -1,5 +1,5 @@
-//! criod's side of the keeper: starts it where nobody else does, has it fork monitors and hold the
-//! listening socket.
+//! criod's side of the keeper: starts it where nobody else does, has it fork monitors and streams,
+//! and hold what is criod's own: listening sockets, and its ends of the streams' control sockets.
 //!
 //! Where a service manager runs the keeper it is there before criod; otherwise criod starts it, in
 //! a session of its own, and starts another when it has died. Calls are short and block, so they
@@ -10,13 +10,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sys::seqpacket::{Conn, Message};
 use tracing::{info, warn};
 
 use crate::error::{Kind, Result};
+use crate::node::lock;
 
 /// How long the keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,8 +49,9 @@ pub(crate) struct Keeper(Arc<Inner>);
 struct Inner {
     options: Options,
     conn: Mutex<Option<Conn>>,
-    /// What criod has left there itself, to be left with a new keeper, too.
-    own: Mutex<Vec<(String, OwnedFd)>>,
+    /// What criod has left there itself (for whom, under which name), to be left with a new keeper,
+    /// too.
+    own: Mutex<Vec<(String, String, OwnedFd)>>,
 }
 
 impl Keeper {
@@ -95,21 +97,22 @@ impl Keeper {
         Ok(done.map_err(|source| Kind::Keeper { action, source })?)
     }
 
-    /// Forks a monitor for a container; `stdin` becomes its listening socket. Returns its pid.
+    /// Forks a program for `id`. Returns its pid and its pidfd.
     pub(crate) async fn fork(
         &self,
         id: &str,
         command: Vec<String>,
         stdin: OwnedFd,
         stderr: OwnedFd,
-    ) -> Result<i32> {
+    ) -> Result<(i32, OwnedFd)> {
+        const ACTION: &str = "fork";
         let mut fields = vec!["FORK".into(), id.to_owned()];
         fields.extend(command);
-        let answer = self.call(fields, vec![stdin, stderr], "fork a monitor").await?;
+        let mut answer = self.call(fields, vec![stdin, stderr], ACTION).await?;
         let pid = answer.fields.first().and_then(|p| p.parse().ok());
-        pid.ok_or_else(|| {
+        pid.zip(answer.fds.pop()).ok_or_else(|| {
             let source = io::Error::from(io::ErrorKind::InvalidData);
-            Kind::Keeper { action: "fork a monitor", source }.into()
+            Kind::Keeper { action: ACTION, source }.into()
         })
     }
 
@@ -118,7 +121,7 @@ impl Keeper {
         self.call(vec!["DROP".into(), id.to_owned()], Vec::new(), "forget").await.map(|_| ())
     }
 
-    /// Containers that it holds something for.
+    /// Ids that it holds something for, but criod's own.
     pub(crate) async fn held(&self) -> Result<Vec<String>> {
         let mut ids: Vec<String> = Vec::new();
         loop {
@@ -132,29 +135,49 @@ impl Keeper {
         }
     }
 
-    /// A descriptor of criod's own that an earlier criod left there.
-    pub(crate) async fn own(&self, name: &str) -> Result<Option<OwnedFd>> {
-        let answer = self.call(vec!["GET".into(), OWN.into()], Vec::new(), "get").await?;
-        Ok(answer.fields.iter().zip(answer.fds).find(|(n, _)| *n == name).map(|(_, fd)| fd))
+    /// What it holds for `id`, by name.
+    pub(crate) async fn get(&self, id: &str) -> Result<Vec<(String, OwnedFd)>> {
+        let answer = self.call(vec!["GET".into(), id.to_owned()], Vec::new(), "get").await?;
+        Ok(answer.fields.into_iter().zip(answer.fds).collect())
     }
 
-    /// Drops what an earlier criod left there.
-    pub(crate) async fn forget_own(&self) -> Result<()> {
-        self.forget(OWN).await
+    /// Has it hold a descriptor for `id`, and every keeper that comes after it.
+    pub(crate) async fn hold(&self, id: &str, name: &str, fd: OwnedFd) -> Result<()> {
+        let again = fd.try_clone().map_err(|source| Kind::Keeper { action: "hold", source })?;
+        lock(&self.0.own).push((id.to_owned(), name.to_owned(), again));
+        let fields = vec!["SPARE".into(), id.to_owned(), name.to_owned()];
+        self.call(fields, vec![fd], "hold").await.map(|_| ())
     }
 
-    /// Leaves a descriptor there for a later criod, and with every keeper that comes after.
+    /// Ends what [`Keeper::hold`] began for all names of `id`.
+    pub(crate) async fn release(&self, id: &str) -> Result<()> {
+        lock(&self.0.own).retain(|(of, _, _)| of != id);
+        self.forget(id).await
+    }
+
+    /// A listening socket that an earlier criod left there under this name. Others whose name
+    /// begins with `kind` are let go of: what they listened to has been moved or replaced.
+    pub(crate) async fn listener(&self, kind: &str, name: &str) -> Result<Option<OwnedFd>> {
+        let mut found = None;
+        for (held, fd) in self.get(OWN).await? {
+            if held == name {
+                found = Some(fd);
+            } else if held.starts_with(kind) {
+                self.call(vec!["DROP".into(), OWN.into(), held], Vec::new(), "drop").await?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Leaves a listening socket there for a later criod.
     pub(crate) async fn keep(&self, name: &str, fd: OwnedFd) -> Result<()> {
-        let again = fd.try_clone().map_err(|source| Kind::Keeper { action: "keep", source })?;
-        self.0.own.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), again));
-        let fields = vec!["SPARE".into(), OWN.into(), name.to_owned()];
-        self.call(fields, vec![fd], "keep").await.map(|_| ())
+        self.hold(OWN, name, fd).await
     }
 }
 
 impl Inner {
     fn call(&self, fields: &[String], fds: &[OwnedFd]) -> io::Result<Message> {
-        let mut conn = self.conn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut conn = lock(&self.conn);
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         for last in [false, true] {
@@ -181,8 +204,8 @@ impl Inner {
     /// A new connection, with what criod leaves at every keeper.
     fn introduced(&self) -> io::Result<Conn> {
         let conn = self.connect()?;
-        for (name, fd) in self.own.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            conn.call(&["SPARE", OWN, name], &[fd.as_fd()])?;
+        for (id, name, fd) in lock(&self.own).iter() {
+            conn.call(&["SPARE", id, name], &[fd.as_fd()])?;
         }
         Ok(conn)
     }

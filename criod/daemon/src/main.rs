@@ -14,6 +14,7 @@
 //! | `containers` | the creation of a container                                                |
 //! | `life`       | a container's start, end, stop and removal                                 |
 //! | `exec`       | commands in containers                                                     |
+//! | `streaming`  | exec, attach and port-forward, in connections that outlive criod           |
 //! | `spec`       | from a request to a runtime's spec                                         |
 //! | `files`      | what a pod's containers find in /etc and /dev/shm                          |
 //! | `network`    | CNI and host ports                                                         |
@@ -42,6 +43,7 @@ mod recover;
 mod server;
 mod spec;
 mod stats;
+mod streaming;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -11,6 +11,7 @@
 //! All calls but ExecSync may be repeated, so a broken connection is no error of theirs.
 
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use api_monitor::monitor::*;
 use api_monitor::service::MonitorClient;
 use nix::fcntl::{Flock, FlockArg};
 use protobuf::Message;
+use sys::seqpacket::Conn;
 use tracing::{info, warn};
 use ttrpc::context::Context;
 
@@ -28,6 +30,9 @@ use crate::node::on_disk;
 
 /// Attempts to reach a monitor before the caller is told.
 const ATTEMPTS: u32 = 5;
+
+/// How long a monitor may take to have room for a connection.
+const SESSION: Duration = Duration::from_secs(5);
 
 /// How often, and how far apart, the lock of an ending monitor is tried.
 const SEAL_ROUNDS: u32 = 500;
@@ -280,6 +285,35 @@ impl Monitor {
             Err(e) => Err(self.error("exec", e)),
             Ok(answer) => Ok(answer),
         }
+    }
+
+    /// A connection to the monitor's other socket, which carries descriptors, with a request on it
+    /// that whoever gets it may begin. A monitor that has died is replaced.
+    pub(crate) async fn session(&self, fields: Vec<&str>, fds: Vec<OwnedFd>) -> Result<OwnedFd> {
+        let path = self.dir.join("stream.sock");
+        let ask = || {
+            let conn = Conn::connect(&path, SESSION)?;
+            conn.send(&fields, &fds.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+            // It may wait for as long as its client does.
+            conn.patient(Duration::ZERO)?;
+            Ok(OwnedFd::from(conn))
+        };
+        let failed = |e| Error::file("connect to", &path)(e);
+        if let Ok(socket) = on_disk(ask) {
+            return Ok(socket);
+        }
+        self.state().await?;
+        on_disk(ask).map_err(failed)
+    }
+
+    /// Where the container stands.
+    async fn state(&self) -> Result<StateResponse> {
+        let request = StateRequest::new();
+        let call = |c: MonitorClient| {
+            let request = request.clone();
+            async move { c.state(no_limit(), &request).await }
+        };
+        self.call("state", call).await
     }
 
     /// Whether the container has been deleted, so that there is nothing left to monitor.

@@ -23,6 +23,7 @@ use crate::life::{note_end, refresh};
 use crate::monitor::last_state;
 use crate::node::{Node, lock};
 use crate::record::{self, ContainerRecord, ContainerState, PodRecord, PodState};
+use crate::streaming;
 
 /// Between rounds of taking away what is left over: first, and at most.
 const FIRST: Duration = Duration::from_secs(1);
@@ -244,6 +245,7 @@ async fn orphans(node: &Arc<Node>) {
     }
     for id in node.keeper.held().await.unwrap_or_default() {
         if node.container(&id).is_err()
+            && !streaming::is_stream(&id)
             && !node.paths.container(&id).exists()
             && let Err(e) = node.keeper.forget(&id).await
         {

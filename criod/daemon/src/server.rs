@@ -35,16 +35,10 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The listening socket at `path`: the one that the keeper holds, else a new one, mode 0660.
 pub(crate) async fn listen(path: &Path, keeper: &Keeper) -> Result<UnixListener> {
     // The socket is told by its file: whoever removed or replaced that has cut the way to it.
-    let held = match file_of(path) {
-        Some(name) => keeper.own(&name).await?.map(StdListener::from),
-        None => None,
-    };
-    let listener = match held {
-        Some(listener) => listener,
-        None => {
-            keeper.forget_own().await?;
-            bind(path).map_err(Error::file("listen at", path))?
-        }
+    let name = file_of(path).unwrap_or_default();
+    let listener = match keeper.listener("listener ", &name).await? {
+        Some(held) => StdListener::from(held),
+        None => bind(path).map_err(Error::file("listen at", path))?,
     };
     let spare = listener.as_fd().try_clone_to_owned().map_err(Error::file("listen at", path))?;
     if let Some(name) = file_of(path) {

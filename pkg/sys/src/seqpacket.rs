@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, setsockopt, socket, sockopt,
+    UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, setsockopt, socket, socketpair,
+    sockopt,
 };
 use nix::sys::time::TimeVal;
 
@@ -84,7 +85,74 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Conn> {
     Ok(Conn(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// Sends one message on a socket of this kind.
+pub fn send(socket: BorrowedFd<'_>, fields: &[&str], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(fields.iter().map(|f| f.len() + 1).sum());
+    for field in fields {
+        if field.contains('\0') {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        bytes.extend_from_slice(field.as_bytes());
+        bytes.push(0);
+    }
+    if bytes.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    let raw: Vec<RawFd> = fds.iter().map(|f| f.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
+    let iov = [IoSlice::new(&bytes)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    sendmsg::<UnixAddr>(socket.as_raw_fd(), &iov, control, flags, None)?;
+    Ok(())
+}
+
+/// Receives one message from a socket of this kind; `None` when the other end has closed.
+pub fn recv(socket: BorrowedFd<'_>) -> io::Result<Option<Message>> {
+    let mut bytes = vec![0u8; MAX_MESSAGE];
+    let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
+    let mut message = Message::default();
+    let (len, flags) = {
+        let mut iov = [IoSliceMut::new(&mut bytes)];
+        let got = recvmsg::<UnixAddr>(
+            socket.as_raw_fd(),
+            &mut iov,
+            Some(&mut control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
+        for c in got.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = c {
+                // SAFETY: the kernel has just installed these descriptors in our table for
+                // this message; nobody else owns them.
+                message.fds.extend(raw.iter().map(|r| unsafe { OwnedFd::from_raw_fd(*r) }));
+            }
+        }
+        (got.bytes, got.flags)
+    };
+    if len == 0 && message.fds.is_empty() {
+        return Ok(None);
+    }
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "message too long"));
+    }
+    bytes.truncate(len);
+    if bytes.pop() != Some(0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "message does not end in NUL"));
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "message is not UTF-8"))?;
+    message.fields = text.split('\0').map(str::to_owned).collect();
+    Ok(Some(message))
+}
+
 impl Conn {
+    /// Two ends of one connection, close-on-exec; calls on them wait for ever.
+    pub fn pair() -> io::Result<(Conn, Conn)> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (one, other) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        Ok((Conn(one), Conn(other)))
+    }
+
     /// Connects to the socket at `path`; calls on it wait at most `timeout`.
     pub fn connect(path: &Path, timeout: Duration) -> io::Result<Conn> {
         let (short, _dir) = short_path(path)?;
@@ -118,62 +186,12 @@ impl Conn {
 
     /// Sends one message.
     pub fn send(&self, fields: &[&str], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(fields.iter().map(|f| f.len() + 1).sum());
-        for field in fields {
-            if field.contains('\0') {
-                return Err(io::Error::from(io::ErrorKind::InvalidInput));
-            }
-            bytes.extend_from_slice(field.as_bytes());
-            bytes.push(0);
-        }
-        if bytes.len() > MAX_MESSAGE || fds.len() > MAX_FDS {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
-        }
-        let raw: Vec<RawFd> = fds.iter().map(|f| f.as_raw_fd()).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
-        let iov = [IoSlice::new(&bytes)];
-        let flags = MsgFlags::MSG_NOSIGNAL;
-        sendmsg::<UnixAddr>(self.0.as_raw_fd(), &iov, control, flags, None)?;
-        Ok(())
+        send(self.0.as_fd(), fields, fds)
     }
 
     /// Receives one message; `None` when the other end has closed.
     pub fn recv(&self) -> io::Result<Option<Message>> {
-        let mut bytes = vec![0u8; MAX_MESSAGE];
-        let mut control = nix::cmsg_space!([RawFd; MAX_FDS]);
-        let mut message = Message::default();
-        let (len, flags) = {
-            let mut iov = [IoSliceMut::new(&mut bytes)];
-            let got = recvmsg::<UnixAddr>(
-                self.0.as_raw_fd(),
-                &mut iov,
-                Some(&mut control),
-                MsgFlags::MSG_CMSG_CLOEXEC,
-            )?;
-            for c in got.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(raw) = c {
-                    // SAFETY: the kernel has just installed these descriptors in our table for
-                    // this message; nobody else owns them.
-                    message.fds.extend(raw.iter().map(|r| unsafe { OwnedFd::from_raw_fd(*r) }));
-                }
-            }
-            (got.bytes, got.flags)
-        };
-        if len == 0 && message.fds.is_empty() {
-            return Ok(None);
-        }
-        if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "message too long"));
-        }
-        bytes.truncate(len);
-        if bytes.pop() != Some(0) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "message does not end in NUL"));
-        }
-        let text = String::from_utf8(bytes)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "message is not UTF-8"))?;
-        message.fields = text.split('\0').map(str::to_owned).collect();
-        Ok(Some(message))
+        recv(self.0.as_fd())
     }
 
     /// Receives one message of whatever bytes for the descriptor that comes with it, as runtimes send a
@@ -219,6 +237,12 @@ impl Conn {
 impl AsFd for Conn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl From<Conn> for OwnedFd {
+    fn from(conn: Conn) -> OwnedFd {
+        conn.0
     }
 }
 

@@ -265,6 +265,21 @@ impl RuntimeService for Runtime {
         answer(self.0.exec_sync(request.into_inner()).await?)
     }
 
+    async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
+        answer(ExecResponse { url: self.0.exec_url(request.into_inner())? })
+    }
+
+    async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
+        answer(AttachResponse { url: self.0.attach_url(request.into_inner())? })
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<PortForwardRequest>,
+    ) -> Answer<PortForwardResponse> {
+        answer(PortForwardResponse { url: self.0.forward_url(request.into_inner())? })
+    }
+
     async fn container_stats(
         &self,
         request: Request<ContainerStatsRequest>,

@@ -1,0 +1,274 @@
+//! Streaming: exec, attach and port-forward, over connections that outlive criod.
+//!
+//! ```text
+//! Exec ─▶ token ─▶ URL          client ──TCP──▶ listener ──CONN──▶ criod-stream
+//!                                                                     │ ASK token
+//!          monitor ◀── prepared request ── criod ◀────────────────────┘
+//!             └───────────────── its socket ────────────────▶ criod-stream        (exec, attach)
+//!          dialer, in the pod's network ◀────────────────────▶ criod-stream        (port-forward)
+//! ```
+//! criod accepts and hands over; it reads no byte of a connection and carries none. What it hands to
+//! a stream is one connected socket, to the container's monitor or to a dialer, on which it has
+//! said beforehand what may be done: the stream can only begin that.
+//!
+//! | module    | what                                                     |
+//! |-----------|----------------------------------------------------------|
+//! | `token`   | what URLs stand for                                      |
+//! | `process` | the streams: forked ahead, counted, taken up again       |
+//! | `answer`  | what a stream gets for a token                           |
+//! | `tls`     | the certificate that streams show                        |
+
+mod answer;
+mod process;
+mod tls;
+mod token;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use criod_config::Config;
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+
+use crate::error::{Error, Result};
+use crate::keeper::Keeper;
+use crate::node::{Node, on_disk};
+use process::{Options, Pool, Stream};
+use tls::Tls;
+use token::{Ticket, Tokens};
+
+/// Connections that may be open, where the limit of open files allows as many.
+const MOST: u64 = 500;
+/// Descriptors that each takes, and those that criod needs besides.
+const FILES_EACH: u64 = 5;
+const FILES_ELSE: u64 = 256;
+/// How long a connection may take to show its token.
+const TOKEN: Duration = Duration::from_secs(10);
+/// How long one may be idle, where the configuration does not say.
+const IDLE: Duration = Duration::from_secs(4 * 3600);
+/// Streams that are tried for a connection.
+const ATTEMPTS: usize = 8;
+/// Connections at a time through one port-forward.
+const FORWARDED: &str = "1000";
+/// After an accept or a fork that failed.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Under which name the keeper holds the listening socket.
+const LISTENER: &str = "streaming ";
+
+/// What the daemon knows of streaming.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    tokens: Tokens,
+    pool: Pool,
+    tls: Option<Tls>,
+    address: SocketAddr,
+    idle: Duration,
+    places: Arc<Semaphore>,
+}
+
+/// Whether what the keeper holds under this id is a stream.
+pub(crate) fn is_stream(id: &str) -> bool {
+    Pool::is_ours(id)
+}
+
+/// The listening socket: the one that the keeper holds for this address, else a new one.
+async fn listen(config: &Config, keeper: &Keeper) -> Result<StdListener> {
+    let wanted = (config.stream_address.as_str(), config.stream_port.0);
+    let text = format!("{}:{}", wanted.0, wanted.1);
+    let name = format!("{LISTENER}{text}");
+    let failed = |e| Error::system(format!("listen for streaming at {text}"))(e);
+    let listener = match keeper.listener(LISTENER, &name).await? {
+        Some(held) => StdListener::from(held),
+        None => {
+            let host = if wanted.0.is_empty() { "127.0.0.1" } else { wanted.0 };
+            let addresses: Vec<SocketAddr> =
+                on_disk(|| (host, wanted.1).to_socket_addrs()).map_err(failed)?.collect();
+            StdListener::bind(addresses.as_slice()).map_err(failed)?
+        }
+    };
+    let spare = listener.as_fd().try_clone_to_owned().map_err(failed)?;
+    keeper.keep(&name, spare).await?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    Ok(listener)
+}
+
+impl Streams {
+    /// Opens the listening socket and takes up the tokens that there are; serves nothing yet.
+    pub(crate) async fn open(
+        config: &Config,
+        run: &std::path::Path,
+        program: PathBuf,
+        cgroups: Vec<PathBuf>,
+        keeper: &Keeper,
+    ) -> Result<(Streams, StdListener)> {
+        let listener = listen(config, keeper).await?;
+        let address = listener.local_addr().map_err(Error::system("ask for the address"))?;
+        let empty = run.join("empty");
+        on_disk(|| std::fs::create_dir_all(&empty)).map_err(Error::file("create", &empty))?;
+        let options = Options { program, empty, log: run.join("streams.log"), cgroups };
+        let (files, _) = getrlimit(Resource::RLIMIT_NOFILE)
+            .map_err(|e| Error::system("ask for the limit of open files")(e.into()))?;
+        let most = (files.saturating_sub(FILES_ELSE) / FILES_EACH).clamp(1, MOST);
+        let streams = Streams {
+            tokens: Tokens::open(&run.join("tokens"))?,
+            pool: Pool::new(options, keeper.clone()),
+            tls: Tls::new(config),
+            address,
+            idle: config.stream_idle_timeout.unwrap_or(IDLE),
+            places: Arc::new(Semaphore::new(usize::try_from(most).unwrap_or(1))),
+        };
+        Ok((streams, listener))
+    }
+
+    /// The URL at which a ticket is served, once.
+    fn url(&self, ticket: Ticket) -> Result<String> {
+        let path = ticket.purpose.path();
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let token = on_disk(|| self.tokens.issue(ticket))?;
+        Ok(format!("{scheme}://{}/{path}/{token}", reachable(self.address)))
+    }
+}
+
+/// An address that a client on this machine can connect to.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Serves connections until the future is dropped.
+pub(crate) async fn serve(node: Arc<Node>, listener: StdListener) {
+    match node.streams.pool.found().await {
+        Ok(found) => {
+            for stream in found {
+                tokio::spawn(attend(Arc::clone(&node), stream));
+            }
+        }
+        Err(e) => warn!("streams of the criod before: {}", e.chain()),
+    }
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(e) => return warn!("streaming is not served: {e}"),
+    };
+    info!("streaming at {}", node.streams.address);
+    refill(&node);
+    loop {
+        let Ok(place) = Arc::clone(&node.streams.places).acquire_owned().await else { return };
+        let socket = match listener.accept().await.and_then(|(socket, _)| socket.into_std()) {
+            Ok(socket) => socket,
+            Err(e) => {
+                warn!("streaming: accept: {e}");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(e) = hand_over(&node, socket.into(), place).await {
+            warn!("streaming: {}", e.chain());
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// Gives a connection to a stream.
+async fn hand_over(
+    node: &Arc<Node>,
+    socket: OwnedFd,
+    place: tokio::sync::OwnedSemaphorePermit,
+) -> Result<()> {
+    let streams = &node.streams;
+    let files = match &streams.tls {
+        Some(tls) => on_disk(|| tls.files())?,
+        None => Vec::new(),
+    };
+    let mut fds = vec![socket.as_fd()];
+    fds.extend(files.iter().map(AsFd::as_fd));
+    let idle = streams.idle.as_millis().to_string();
+    let token = TOKEN.as_millis().to_string();
+    let tls = streams.tls.as_ref().map(Tls::words).unwrap_or_default();
+    let mut fields = vec!["CONN", &idle, &token, FORWARDED];
+    fields.extend(tls.iter().map(String::as_str));
+    let mut place = Some(place);
+    for _ in 0..ATTEMPTS {
+        let stream = match streams.pool.take() {
+            Some(stream) => stream,
+            None => {
+                let stream = streams.pool.begin().await?;
+                tokio::spawn(attend(Arc::clone(node), Arc::clone(&stream)));
+                stream
+            }
+        };
+        let Some(own) = place.take() else { break };
+        match streams.pool.give(&stream, own, &fields, &fds) {
+            Ok(()) => {
+                refill(node);
+                return Ok(());
+            }
+            // An idle one may have died.
+            Err(back) => place = back,
+        }
+    }
+    Err(Error::precondition("no stream takes a connection"))
+}
+
+/// Sees to it that there are idle streams.
+fn refill(node: &Arc<Node>) {
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        loop {
+            match node.streams.pool.more().await {
+                Ok(Some(stream)) => {
+                    tokio::spawn(attend(Arc::clone(&node), Arc::clone(&stream)));
+                    node.streams.pool.park(stream);
+                }
+                Ok(None) => return,
+                // The next connection tries again.
+                Err(e) => return warn!("streaming: {}", e.chain()),
+            }
+        }
+    });
+}
+
+/// Listens to a stream until it ends.
+async fn attend(node: Arc<Node>, stream: Arc<Stream>) {
+    let streams = &node.streams;
+    let mut shown = String::new();
+    while let Ok(Some(message)) = stream.recv().await {
+        let fields: Vec<&str> = message.fields.iter().map(String::as_str).collect();
+        let done = match fields[..] {
+            ["ASK", purpose, token] => {
+                token.clone_into(&mut shown);
+                let ticket = on_disk(|| streams.tokens.show(token, purpose, &stream.number));
+                answer::answer(&node, &stream, ticket).await
+            }
+            ["TAKEN"] => {
+                streams.pool.proven(&stream);
+                on_disk(|| streams.tokens.done(&shown, &stream.number));
+                Ok(())
+            }
+            // What a stream of the criod before answers to PING.
+            ["IDLE"] => {
+                streams.pool.park(Arc::clone(&stream));
+                Ok(())
+            }
+            ["BUSY"] => {
+                stream.place(Arc::clone(&streams.places).try_acquire_owned().ok());
+                Ok(())
+            }
+            _ => Err(std::io::Error::from(std::io::ErrorKind::InvalidData)),
+        };
+        if let Err(e) = done {
+            warn!("stream {}: {e}", stream.number);
+            stream.kill();
+        }
+    }
+    on_disk(|| streams.tokens.done(&shown, &stream.number));
+    streams.pool.gone(&stream).await;
+}
