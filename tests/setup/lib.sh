@@ -144,7 +144,7 @@ node_end() {
     [ -f "$NODE/private/registry.pid" ] && "$CRIOD_BIN/test-images" stop --dir "$NODE/private"
     # What is left of it after an orderly end: the keeper. After another one: anything.
     for i in $(seq 50); do
-        pid="$(node_processes criod criod-keeper criod-monitor criod-pause) $(node_containers)"
+        pid="$(node_processes criod criod-keeper criod-monitor criod-pause criod-stream) $(node_containers)"
         [ -n "${pid// /}" ] || break
         # shellcheck disable=SC2086
         kill -9 $pid 2>/dev/null

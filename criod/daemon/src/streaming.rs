@@ -222,7 +222,8 @@ async fn hand_over(
 fn refill(node: &Arc<Node>) {
     let node = Arc::clone(node);
     tokio::spawn(async move {
-        loop {
+        // However soon they end: no more than are missing now.
+        for _ in 0..process::SPARE {
             match node.streams.pool.more().await {
                 Ok(Some(stream)) => {
                     tokio::spawn(attend(Arc::clone(&node), Arc::clone(&stream)));
@@ -253,9 +254,10 @@ async fn attend(node: Arc<Node>, stream: Arc<Stream>) {
                 on_disk(|| streams.tokens.done(&shown, &stream.number));
                 Ok(())
             }
-            // What a stream of the criod before answers to PING.
+            // What a stream of the criod before answers to PING. An idle one may be of an earlier
+            // release, and is not needed.
             ["IDLE"] => {
-                streams.pool.park(Arc::clone(&stream));
+                stream.kill();
                 Ok(())
             }
             ["BUSY"] => {

@@ -30,7 +30,7 @@ use crate::keeper::Keeper;
 use crate::node::{lock, new_id, on_disk};
 
 /// Idle ones that are kept ready.
-const SPARE: usize = 2;
+pub(super) const SPARE: usize = 2;
 /// Connections that have shown no token yet.
 const WAITING: usize = 64;
 /// What they say is kept up to this size, in bytes.

@@ -70,6 +70,9 @@ fn below(dir: &Path) -> Vec<PathBuf> {
     all
 }
 
+/// Streams that criod keeps ready for connections to come.
+const IDLE_STREAMS: usize = 2;
+
 impl Criod {
     /// Mount points below the folder, but a root of the test's own.
     fn mounts(&self) -> Vec<String> {
@@ -104,8 +107,15 @@ impl Criod {
         let expected = |(pid, line): &(i32, String)| {
             Some(*pid) == own || Some(*pid) == keeper || line.contains("docker-registry")
         };
-        for found in processes(&dir).iter().filter(|p| !expected(p)) {
+        let found = processes(&dir);
+        let is_stream = |(_, line): &&(i32, String)| line.contains("/criod-stream");
+        for found in found.iter().filter(|p| !expected(p) && !is_stream(p)) {
             left.push(format!("process {} {}", found.0, found.1));
+        }
+        // Those that are kept ready serve nobody.
+        let streams: Vec<_> = found.iter().filter(is_stream).collect();
+        if streams.len() > IDLE_STREAMS {
+            left.push(format!("streams {streams:?}"));
         }
         for found in cgroup_members(&self.tag) {
             left.push(format!("process {} {} in a cgroup of ours", found.0, found.1));
@@ -127,7 +137,7 @@ impl Criod {
             let after = all.last().cloned().unwrap_or_default();
             let page = self.keeper().call(&["LIST", &after], &[]).ok()?.fields;
             if page.is_empty() {
-                all.retain(|id| id != "criod");
+                all.retain(|id| id != "criod" && !id.starts_with("stream-"));
                 return Some(all);
             }
             all.extend(page);
