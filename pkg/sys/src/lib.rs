@@ -12,7 +12,9 @@
 //! | [`file`]      | exchanging two files                                                  |
 //! | [`proc`]      | start times and process trees from /proc                              |
 //! | [`tty`]       | the size of a terminal                                                |
+//! | [`caps`]      | giving up privileges for good                                         |
 
+pub mod caps;
 pub mod clock;
 pub mod file;
 pub mod pidfd;
