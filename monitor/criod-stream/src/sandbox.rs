@@ -1,0 +1,165 @@
+//! How the process locks itself up before it reads a byte from the network.
+//!
+//! ```text
+//! join cgroups ─▶ rlimits ─▶ chroot ─▶ [dialer: setns] ─▶ capabilities ─▶ no_new_privs ─▶ seccomp
+//! ```
+//! What it may do afterwards is to use the descriptors that it holds or is given: no call that
+//! opens, binds, starts or ends anything is left. The kernel kills it at any other call.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// The most descriptors: a port-forward's streams, and a handful.
+pub(crate) const FILES: u64 = 2048;
+
+/// What this process is for, which decides what it may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Faces the client.
+    Stream,
+    /// Dials within a network namespace.
+    Dialer,
+}
+
+/// Why a process would not be locked up; it must not go on.
+#[derive(Debug)]
+pub(crate) struct Error(&'static str, String);
+
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.0, self.1)
+    }
+}
+
+fn step<T, E: std::fmt::Display>(what: &'static str, done: Result<T, E>) -> Result<T, Error> {
+    done.map_err(|e| Error(what, e.to_string()))
+}
+
+/// Moves the process into the cgroup of these folders, one per hierarchy. A failure is said only.
+pub(crate) fn join(cgroups: &[PathBuf]) {
+    for dir in cgroups {
+        if let Err(e) = std::fs::write(dir.join("cgroup.procs"), "0") {
+            eprintln!("criod-stream: {}: {e}", dir.display());
+        }
+    }
+}
+
+/// The part that needs privileges and no namespace: limits and the empty root.
+pub(crate) fn enclose(root: &Path) -> Result<(), Error> {
+    // The size of files is not limited: stderr is one, and nothing else can be written to.
+    for (what, limit) in [(Resource::RLIMIT_NOFILE, FILES), (Resource::RLIMIT_CORE, 0)] {
+        step("setrlimit", setrlimit(what, limit, limit))?;
+    }
+    step("chroot", nix::unistd::chroot(root))?;
+    step("chdir", nix::unistd::chdir("/"))
+}
+
+/// The rest: no privileges, and few calls.
+pub(crate) fn lock(role: Role) -> Result<(), Error> {
+    let filter = step("seccomp filter", filter(role))?;
+    step("capabilities", sys::caps::drop_all())?;
+    step("no_new_privs", nix::sys::prctl::set_no_new_privs())?;
+    step("dumpable", nix::sys::prctl::set_dumpable(false))?;
+    step("seccomp", seccompiler::apply_filter(&filter))
+}
+
+/// Calls that take what the process holds already.
+const COMMON: &[libc::c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_close,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getrandom,
+    libc::SYS_getsockopt,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_pread64,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+    // What the standard library does as it ends.
+    libc::SYS_sigaltstack,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+fn condition(arg: u8, op: SeccompCmpOp, value: u64) -> seccompiler::Result<SeccompCondition> {
+    Ok(SeccompCondition::new(arg, SeccompCmpArgLen::Dword, op, value)?)
+}
+
+/// A rule for each value that the argument may have.
+fn one_of(arg: u8, values: &[u64]) -> seccompiler::Result<Vec<SeccompRule>> {
+    let rule = |v: &u64| Ok(SeccompRule::new(vec![condition(arg, SeccompCmpOp::Eq, *v)?])?);
+    values.iter().map(rule).collect()
+}
+
+/// Options of TCP sockets that may be set.
+fn options() -> seccompiler::Result<Vec<SeccompRule>> {
+    let options = [
+        (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+        (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+        (libc::IPPROTO_TCP, libc::TCP_KEEPINTVL),
+    ];
+    let rule = |(level, name): (i32, i32)| {
+        let level = condition(1, SeccompCmpOp::Eq, level as u64)?;
+        Ok(SeccompRule::new(vec![level, condition(2, SeccompCmpOp::Eq, name as u64)?])?)
+    };
+    options.into_iter().map(rule).collect()
+}
+
+/// The allow-list of a role, compiled.
+pub(crate) fn filter(role: Role) -> seccompiler::Result<BpfProgram> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+        COMMON.iter().map(|call| (*call, Vec::new())).collect();
+    let no_exec = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
+    let no_exec = vec![SeccompRule::new(vec![condition(2, no_exec, 0)?])?];
+    rules.insert(libc::SYS_mmap, no_exec.clone());
+    rules.insert(libc::SYS_mprotect, no_exec);
+    rules.insert(libc::SYS_setsockopt, options()?);
+    let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETPIPE_SZ];
+    rules.insert(libc::SYS_fcntl, one_of(1, &fcntl.map(|c| c as u64))?);
+    match role {
+        Role::Stream => {
+            let ioctl = [libc::FIONREAD, libc::TIOCSWINSZ];
+            rules.insert(libc::SYS_ioctl, one_of(1, &ioctl.map(|c| c as u64))?);
+        }
+        Role::Dialer => {
+            let families = [libc::AF_INET, libc::AF_INET6].map(|f| f as u64);
+            let kind = SeccompCmpOp::MaskedEq(0xf);
+            let mut of = Vec::new();
+            for family in families {
+                of.push(SeccompRule::new(vec![
+                    condition(0, SeccompCmpOp::Eq, family)?,
+                    condition(1, kind.clone(), libc::SOCK_STREAM as u64)?,
+                ])?);
+            }
+            rules.insert(libc::SYS_socket, of);
+            rules.insert(libc::SYS_connect, Vec::new());
+        }
+    }
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
+    Ok(filter.try_into()?)
+}
