@@ -179,6 +179,7 @@ impl Monitor {
         } else {
             self.begin_drain();
         }
+        self.kill_sessions(false);
     }
 
     pub(crate) fn begin_drain(&mut self) {
@@ -279,6 +280,7 @@ impl Monitor {
             return;
         }
         self.kill_execs();
+        self.kill_sessions(true);
         if self.config.shared_pid {
             cgroup::kill_all(&self.config.cgroups);
         }
@@ -312,6 +314,7 @@ impl Monitor {
     fn deleted(&mut self) {
         self.keeper.drop_all();
         self.set_phase(Phase::PHASE_DELETED);
+        self.end_sessions();
         let answer = DeleteResponse {
             state: MessageField::some(self.state.now.clone()),
             ..DeleteResponse::new()

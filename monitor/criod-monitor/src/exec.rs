@@ -13,6 +13,8 @@
 //! While a command runs there is a file `exec-N.run` with its pid and start time. Commands whose
 //! monitor died have lost those who waited for them: a successor kills them and removes the files.
 //! N begins with the monitor's pid, so that it meets no file of a predecessor's answer.
+//!
+//! Commands whose streams others carry (module `session`) are started and noted in the same way.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -35,6 +37,8 @@ use crate::runtime::{self, Stdio3};
 const MAX_OUTPUT: u64 = 15 << 20;
 /// Commands at a time; each takes a handful of descriptors.
 const MAX_RUNNING: usize = 64;
+/// What there may be of a command in the monitor's folder; the one that tells of the others last.
+const FILES: [&str; 7] = ["process", "pid", "log", "console", "stdout", "stderr", "run"];
 
 #[derive(Default)]
 pub(crate) struct Execs {
@@ -45,6 +49,13 @@ pub(crate) struct Execs {
 }
 
 impl Execs {
+    /// A number that no command, and no session, of this monitor has had.
+    pub(crate) fn number(&mut self) -> u32 {
+        let n = self.next;
+        self.next = n.wrapping_add(1);
+        n
+    }
+
     pub(crate) fn next_deadline(&self) -> Option<i64> {
         self.running.values().filter_map(|e| e.deadline).min()
     }
@@ -136,45 +147,53 @@ impl Exec {
     }
 }
 
+/// The exit code that a wait status stands for, or 128 + the signal.
+pub(crate) fn exit_code(status: i32) -> i32 {
+    match status & 0x7f {
+        0 => status >> 8 & 0xff,
+        signal => 128 + signal,
+    }
+}
+
 impl Monitor {
     /// Begins a command; the answer comes when it has ended.
     pub(crate) fn exec(&mut self, waiter: Waiter, asked: ExecSyncRequest) -> Result<(), Refusal> {
+        self.may_exec()?;
+        let n = self.execs.number();
+        self.begin_exec(n, waiter, &asked).map_err(|e| {
+            self.remove_exec_files(n, &FILES);
+            Refusal::new(Code::Internal, format!("exec: {e}"))
+        })
+    }
+
+    /// Whether a command may begin now.
+    pub(crate) fn may_exec(&self) -> Result<(), Refusal> {
         // From the first SIGKILL on nothing new may begin.
         let killing = !self.timers.patience.is_zero();
         if self.phase() != Phase::PHASE_RUNNING || self.state.now.exit.is_some() || killing {
             let text = format!("container {} is not running", self.config.id);
             return Err(Refusal::new(Code::FailedPrecondition, text));
         }
-        if self.execs.running.len() >= MAX_RUNNING {
+        if self.execs.running.len() + self.sessions.commands() >= MAX_RUNNING {
             let text =
                 format!("{MAX_RUNNING} commands run in container {} already", self.config.id);
             return Err(Refusal::new(Code::ResourceExhausted, text));
         }
-        let n = self.execs.next;
-        self.execs.next = n.wrapping_add(1);
-        self.begin_exec(n, waiter, &asked).map_err(|e| {
-            self.remove_exec_files(n, &["process", "pid", "log", "run", "stdout", "stderr"]);
-            Refusal::new(Code::Internal, format!("exec: {e}"))
-        })
+        Ok(())
     }
 
     pub(crate) fn exec_file(&self, n: u32, kind: &str) -> PathBuf {
         self.dir.join(format!("exec-{}-{n}.{kind}", self.state.now.monitor_pid))
     }
 
-    fn remove_exec_files(&self, n: u32, kinds: &[&str]) {
+    pub(crate) fn remove_exec_files(&self, n: u32, kinds: &[&str]) {
         for kind in kinds {
             let _ = fs::remove_file(self.exec_file(n, kind));
         }
     }
 
     fn begin_exec(&mut self, n: u32, waiter: Waiter, asked: &ExecSyncRequest) -> io::Result<()> {
-        let process = self.exec_file(n, "process");
-        let pid_file = self.exec_file(n, "pid");
-        // First of all, so that a successor finds the others by it.
-        fs::write(self.exec_file(n, "run"), "")?;
-        fs::write(&process, &asked.process)?;
-        let _ = fs::remove_file(&pid_file);
+        self.note_exec(n)?;
         let (out, out_end) = sys::pipe::for_container()?;
         let (err, err_end) = sys::pipe::for_container()?;
         let out = Half::new(self.exec_file(n, "stdout"), out)?;
@@ -184,11 +203,8 @@ impl Monitor {
                 self.poller.add(pipe, token)?;
             }
         }
-        let process = process.to_string_lossy().into_owned();
-        let pid_file = pid_file.to_string_lossy().into_owned();
-        let verb = ["exec", "--detach", "--process", &process, "--pid-file", &pid_file];
         let stdio = Stdio3 { stdin: None, stdout: Some(out_end), stderr: Some(err_end) };
-        self.run_job(Job::Exec(n), &verb, stdio)?;
+        self.run_exec(n, &asked.process, &[], stdio)?;
         let limit = std::time::Duration::from_millis(asked.timeout_ms);
         let exec = Exec {
             waiter,
@@ -204,6 +220,31 @@ impl Monitor {
         Ok(())
     }
 
+    /// Notes that there is a command, before anything else of it is there: by this file a successor
+    /// finds the others.
+    pub(crate) fn note_exec(&self, n: u32) -> io::Result<()> {
+        fs::write(self.exec_file(n, "run"), "")
+    }
+
+    /// Has the runtime start a command; its end comes to [`Monitor::exec_started`].
+    pub(crate) fn run_exec(
+        &mut self,
+        n: u32,
+        process: &[u8],
+        more: &[&str],
+        stdio: Stdio3,
+    ) -> io::Result<()> {
+        let file = self.exec_file(n, "process");
+        let pid_file = self.exec_file(n, "pid");
+        fs::write(&file, process)?;
+        let _ = fs::remove_file(&pid_file);
+        let file = file.to_string_lossy().into_owned();
+        let pid_file = pid_file.to_string_lossy().into_owned();
+        let mut verb = vec!["exec", "--detach", "--process", &file, "--pid-file", &pid_file];
+        verb.extend(more);
+        self.run_job(Job::Exec(n), &verb, stdio)
+    }
+
     /// The runtime has started the command, or failed to.
     pub(crate) fn exec_started(&mut self, n: u32, status: i32) {
         let log = self.exec_file(n, "log");
@@ -212,17 +253,21 @@ impl Monitor {
         } else {
             Err(runtime::failure(&self.config, "exec", status, &log))
         };
+        let streamed = self.sessions.has(n);
         if let Ok(pid) = pid
             && let Some(stat) = sys::proc::stat(pid)
-            && self.execs.running.contains_key(&n)
+            && (streamed || self.execs.running.contains_key(&n))
         {
             let _ = fs::write(self.exec_file(n, "run"), format!("{pid} {}", stat.start_time));
         }
-        self.remove_exec_files(n, &["process", "pid", "log"]);
+        self.remove_exec_files(n, &["process", "pid", "log", "console"]);
         let stray = pid.as_ref().ok().and_then(|pid| {
             let at = self.strays.iter().position(|(p, _)| p == pid)?;
             Some(self.strays.swap_remove(at).1)
         });
+        if streamed {
+            return self.session_started(n, pid, stray);
+        }
         let Some(exec) = self.execs.running.get_mut(&n) else {
             // It timed out while the runtime was at work.
             if let Ok(pid) = pid {
@@ -318,7 +363,7 @@ impl Monitor {
             if let (None, Ok(pid)) = (known, runtime::pid_from(&pid_file)) {
                 sys::proc::kill_tree(pid);
             }
-            for kind in ["process", "pid", "log", "stdout", "stderr", "run"] {
+            for kind in FILES {
                 let _ = fs::remove_file(self.dir.join(format!("{stem}.{kind}")));
             }
         }
@@ -336,11 +381,7 @@ impl Monitor {
             return;
         }
         self.remove_exec_files(n, &["run"]);
-        let exit_code = match exec.status {
-            Some(status) if status & 0x7f == 0 => status >> 8 & 0xff,
-            Some(status) => 128 + (status & 0x7f),
-            None => -1,
-        };
+        let exit_code = exec.status.map_or(-1, exit_code);
         let answer = ExecSyncResponse {
             exit_code,
             timed_out,

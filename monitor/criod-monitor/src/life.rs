@@ -231,12 +231,7 @@ impl Monitor {
         }
         let (out, out_end) = sys::pipe::for_container()?;
         if self.config.terminal {
-            let _ = std::fs::remove_file(&console);
-            let (short, _folder) = sys::seqpacket::short_path(&console)?;
-            let listener = std::os::unix::net::UnixListener::bind(short)?;
-            listener.set_nonblocking(true)?;
-            self.poller.add(&listener, Token::Console)?;
-            self.console = Some(listener.into());
+            self.console = Some(self.listen_for_console(&console, Token::Console)?);
             sys::pipe::set_nonblocking(out_end.as_fd())?;
             self.tty_pipe = Some(out_end);
             verb.extend(["--console-socket", &console_arg]);
@@ -259,6 +254,16 @@ impl Monitor {
         }
         self.save();
         Ok(())
+    }
+
+    /// A socket that a runtime sends a terminal to.
+    pub(crate) fn listen_for_console(&self, path: &Path, token: Token) -> io::Result<OwnedFd> {
+        let _ = std::fs::remove_file(path);
+        let (short, _folder) = sys::seqpacket::short_path(path)?;
+        let listener = std::os::unix::net::UnixListener::bind(short)?;
+        listener.set_nonblocking(true)?;
+        self.poller.add(&listener, token)?;
+        Ok(listener.into())
     }
 
     /// The runtime has connected to the console socket: takes the terminal from it.
@@ -474,9 +479,11 @@ impl Monitor {
 
 /// The console socket as the runtime is told it: it runs in the bundle, so the way from there is
 /// short where the whole path is too long for a socket's address.
-fn console_for_runtime(console: &Path, bundle: &str) -> String {
-    match (console.parent(), Path::new(bundle).parent()) {
-        (Some(dir), Some(above)) if dir == above => "../console.sock".to_owned(),
+pub(crate) fn console_for_runtime(console: &Path, bundle: &str) -> String {
+    match (console.parent(), console.file_name(), Path::new(bundle).parent()) {
+        (Some(dir), Some(name), Some(above)) if dir == above => {
+            Path::new("..").join(name).to_string_lossy().into_owned()
+        }
         _ => console.to_string_lossy().into_owned(),
     }
 }

@@ -18,6 +18,7 @@
 //! | `life`    | the container's phases, from create to delete                  |
 //! | `takeover`| what a successor finds and how it goes on                      |
 //! | `exec`    | commands run in the container                                  |
+//! | `session` | commands and clients whose streams criod-stream carries        |
 //! | `output`  | pipes, terminal and spools                                     |
 //! | `logger`  | spools to log file                                             |
 //! | `rpc`     | the ttrpc wire                                                 |
@@ -28,7 +29,7 @@
 //!
 //! Files in the monitor's folder: `config` (from criod), `lock` (held while a monitor lives),
 //! `state`, `progress` (how far the log has come), `stdout.spool`, `stderr.spool`, `pid`,
-//! `runtime.log`, `exec-N.*`.
+//! `runtime.log`, `exec-N.*`, and the sockets `monitor.sock` and `stream.sock`.
 
 mod cgroup;
 mod end;
@@ -42,6 +43,7 @@ mod poller;
 mod progress;
 mod rpc;
 mod runtime;
+mod session;
 mod state;
 mod takeover;
 

@@ -27,6 +27,7 @@ use crate::logger::{Command, Done, Logger};
 use crate::output::{Moved, Source, Tty};
 use crate::poller::{Poller, Token};
 use crate::rpc::{Answer, Code, Refusal, Request, Rpc, Waiter};
+use crate::session::Sessions;
 use crate::state::{self, State};
 
 /// Between looks at a terminal that nobody has open.
@@ -58,6 +59,7 @@ pub(crate) struct Monitor {
     /// Ends of children nobody has asked for yet; kept while a runtime call is under way.
     pub(crate) strays: Vec<(i32, i32)>,
     pub(crate) execs: Execs,
+    pub(crate) sessions: Sessions,
     pub(crate) waiters: Waiters,
     pub(crate) timers: Timers,
     /// Rounds left of killing what outlived `runtime delete`.
@@ -119,6 +121,7 @@ impl Monitor {
             jobs: Vec::new(),
             strays: Vec::new(),
             execs: Execs::default(),
+            sessions: Sessions::default(),
             waiters: Waiters::default(),
             timers: Timers::default(),
             leftovers: 0,
@@ -131,6 +134,7 @@ impl Monitor {
             armed: None,
             _lock: lock,
         };
+        monitor.listen_for_sessions();
         monitor.keeper.connect(&monitor.poller);
         monitor.take_over();
         Ok(Some(monitor))
@@ -179,6 +183,9 @@ impl Monitor {
             Token::Stdout => self.pump(0),
             Token::Stderr => self.pump(1),
             Token::ExecStdout(n) | Token::ExecStderr(n) => self.pump_exec(n),
+            Token::Sessions => self.accept_sessions(),
+            Token::Session(key) => self.session_speaks(key),
+            Token::SessionConsole(key) => self.take_session_console(key),
         }
     }
 
@@ -270,7 +277,10 @@ impl Monitor {
             } else if let Some(at) = self.jobs.iter().position(|r| r.pid == pid) {
                 let done = self.jobs.swap_remove(at);
                 self.job_done(done.job, raw);
-            } else if !self.exec_ended(pid, raw) && !self.jobs.is_empty() {
+            } else if !self.exec_ended(pid, raw)
+                && !self.session_ended(pid, raw)
+                && !self.jobs.is_empty()
+            {
                 self.strays.push((pid, raw));
             }
             if self.jobs.is_empty() {
@@ -438,6 +448,7 @@ impl Monitor {
         }
         self.expire_jobs(now);
         self.expire_execs(now);
+        self.expire_sessions(now);
     }
 
     /// Sets the timer to what is due next.
@@ -451,7 +462,9 @@ impl Monitor {
         let fixed =
             [t.keeper, t.spool, t.tty, t.kill, t.drain, t.flush, t.init, t.query, t.leftover];
         let jobs = self.jobs.iter().filter_map(|r| r.deadline);
-        let next = fixed.into_iter().flatten().chain(jobs).chain(self.execs.next_deadline()).min();
+        let sessions = self.sessions.next_deadline();
+        let execs = self.execs.next_deadline();
+        let next = fixed.into_iter().flatten().chain(jobs).chain(execs).chain(sessions).min();
         if next == self.armed {
             return;
         }

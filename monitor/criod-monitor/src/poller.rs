@@ -23,6 +23,10 @@ pub(crate) enum Token {
     Conn(u32),
     ExecStdout(u32),
     ExecStderr(u32),
+    /// The stream socket.
+    Sessions,
+    Session(u32),
+    SessionConsole(u32),
 }
 
 impl Token {
@@ -41,6 +45,9 @@ impl Token {
             Token::Conn(n) => (10, n),
             Token::ExecStdout(n) => (11, n),
             Token::ExecStderr(n) => (12, n),
+            Token::Sessions => (13, 0),
+            Token::Session(n) => (14, n),
+            Token::SessionConsole(n) => (15, n),
         };
         kind << 32 | u64::from(n)
     }
@@ -61,6 +68,9 @@ impl Token {
             10 => Token::Conn(n),
             11 => Token::ExecStdout(n),
             12 => Token::ExecStderr(n),
+            13 => Token::Sessions,
+            14 => Token::Session(n),
+            15 => Token::SessionConsole(n),
             _ => return None,
         })
     }

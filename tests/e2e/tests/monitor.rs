@@ -7,6 +7,7 @@
 //! | `exec`     | commands in the container                                         |
 //! | `deaths`   | keeper and monitor killed or stopped at bad moments               |
 //! | `runtimes` | runtimes that hang, fail or are another                           |
+//! | `sessions` | commands whose streams others carry                              |
 //! | `hostile`  | garbage and crowds on the sockets                                 |
 #![allow(clippy::unwrap_used, reason = "what a test cannot set up is a failure of that test")]
 
@@ -20,6 +21,8 @@ mod hostile;
 mod output;
 #[path = "monitor/runtimes.rs"]
 mod runtimes;
+#[path = "monitor/sessions.rs"]
+mod sessions;
 
 use std::time::Duration;
 

@@ -1,0 +1,573 @@
+//! Sessions whose streams others carry: the socket `stream.sock`, and commands run through it.
+//!
+//! ```text
+//!          EXEC, ATTACH            GO
+//! connects ────────────▶ prepared ────▶ exec: `runtime exec --detach` ──ok──▶ runs ──ends──▶ over
+//!    │ too late, too many   │               │ fails                OK + streams     EXIT code
+//!    ▼                      ▼               ▼
+//!  closed                 closed          ERR text
+//! ```
+//! The connection is made by criod, which asks for what the session is to be, and hands it over to
+//! the one that carries the streams, which says when to begin. What comes then are messages of
+//! `sys::seqpacket`:
+//!
+//! | to the monitor                   | with it         | what                                     |
+//! |----------------------------------|-----------------|------------------------------------------|
+//! | `EXEC tty stdin stdout stderr`   | OCI process     | the streams that are wanted, each 0 or 1 |
+//! | `ATTACH stdin stdout stderr`     |                 | module `attach`                          |
+//! | `GO`, `GO rows columns`          |                 | begin, with a terminal of this size      |
+//!
+//! | from the monitor                 | with it         | what                                     |
+//! |----------------------------------|-----------------|------------------------------------------|
+//! | `OK name…`                       | one for each    | `stdin`, `stdout`, `stderr`; or `tty`    |
+//! | `ERR text`                       |                 | it could not begin                       |
+//! | `EXIT code`                      |                 | it is over; 128 + the signal             |
+//!
+//! A command's pipes and its terminal's master are handed over, and none is kept here: no byte of
+//! them passes the monitor, and when the one at the other end goes, the kernel closes the
+//! command's stdin, or hangs its terminal up. The command itself is not ended by that, but reaped
+//! whenever it ends. With the container's init every command ends. Descriptors that are handed
+//! over do not block.
+
+use std::fs::File;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use sys::seqpacket::Conn;
+use sys::tty::Size;
+
+use crate::exec::exit_code;
+use crate::life::{Job, console_for_runtime};
+use crate::monitor::Monitor;
+use crate::poller::Token;
+use crate::runtime::Stdio3;
+
+/// Connections that have not begun, at a time. For one more the oldest goes.
+const MAX_PREPARED: usize = 64;
+/// How long a connection may take to begin.
+const PREPARED: Duration = Duration::from_secs(300);
+/// The longest process object, in bytes.
+const MAX_PROCESS: u64 = 4 << 20;
+/// The longest text that is sent, in bytes.
+const MAX_TEXT: usize = 8 << 10;
+
+#[derive(Default)]
+pub(crate) struct Sessions {
+    listener: Option<OwnedFd>,
+    /// By age.
+    all: Vec<Session>,
+}
+
+struct Session {
+    key: u32,
+    /// `None`: the one who carries the streams has gone.
+    conn: Option<Conn>,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Not begun; closed at `until`, in nanoseconds of boot time.
+    Prepared {
+        asked: Option<Asked>,
+        until: i64,
+    },
+    Command(Command),
+}
+
+/// What a session is to be.
+enum Asked {
+    Exec { tty: bool, wanted: Wanted, process: OwnedFd },
+}
+
+/// The streams that are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) stdin: bool,
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+}
+
+/// Descriptors and what they are called.
+pub(crate) type Named = Vec<(&'static str, OwnedFd)>;
+
+/// A command in the container.
+struct Command {
+    /// 0 until the runtime has started it.
+    pid: i32,
+    tty: bool,
+    size: Option<Size>,
+    console: Console,
+    /// What is handed over when it has been started.
+    ours: Named,
+}
+
+/// Where the terminal of a command that is being started comes from.
+enum Console {
+    None,
+    Listens(OwnedFd),
+    Sends(Conn),
+}
+
+impl Sessions {
+    fn find(&mut self, key: u32) -> Option<&mut Session> {
+        self.all.iter_mut().find(|s| s.key == key)
+    }
+
+    fn take(&mut self, key: u32) -> Option<Session> {
+        let at = self.all.iter().position(|s| s.key == key)?;
+        Some(self.all.remove(at))
+    }
+
+    fn prepared(&self) -> impl Iterator<Item = (u32, i64)> {
+        self.all.iter().filter_map(|s| match s.kind {
+            Kind::Prepared { until, .. } => Some((s.key, until)),
+            _ => None,
+        })
+    }
+
+    /// Closes the oldest connection that has not begun. False: there is none.
+    fn drop_oldest(&mut self) -> bool {
+        let oldest = self.prepared().next();
+        oldest.is_some_and(|(key, _)| self.take(key).is_some())
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<i64> {
+        self.prepared().map(|(_, until)| until).min()
+    }
+
+    /// Commands that are being started or whose streams are still carried.
+    pub(crate) fn commands(&self) -> usize {
+        let counts =
+            |s: &&Session| matches!(&s.kind, Kind::Command(c) if c.pid == 0 || s.conn.is_some());
+        self.all.iter().filter(counts).count()
+    }
+
+    /// Is this the number of a session?
+    pub(crate) fn has(&self, key: u32) -> bool {
+        self.all.iter().any(|s| s.key == key)
+    }
+}
+
+impl Monitor {
+    /// Opens the stream socket. Without it the container lives on, so a failure is only said.
+    pub(crate) fn listen_for_sessions(&mut self) {
+        let listener = sys::seqpacket::listen_at(&self.dir.join("stream.sock"))
+            .and_then(|l| self.poller.add(&l, Token::Sessions).map(|()| l));
+        match listener {
+            Ok(listener) => self.sessions.listener = Some(listener),
+            Err(e) => eprintln!("criod-monitor: {}: stream.sock: {e}", self.config.id),
+        }
+    }
+
+    pub(crate) fn accept_sessions(&mut self) {
+        loop {
+            let Some(listener) = &self.sessions.listener else { return };
+            let conn = match sys::seqpacket::accept(listener.as_fd()) {
+                Ok(conn) => conn,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                // Out of descriptors: somebody has to make room.
+                Err(_) if self.sessions.drop_oldest() => continue,
+                Err(_) => return,
+            };
+            if self.sessions.prepared().count() >= MAX_PREPARED {
+                self.sessions.drop_oldest();
+            }
+            let key = self.execs.number();
+            if self.poller.add(&conn, Token::Session(key)).is_ok() {
+                let kind = Kind::Prepared { asked: None, until: sys::clock::deadline(PREPARED) };
+                self.sessions.all.push(Session { key, conn: Some(conn), kind });
+            }
+        }
+    }
+
+    pub(crate) fn expire_sessions(&mut self, now: i64) {
+        let late = |(key, until)| (until <= now).then_some(key);
+        let late: Vec<u32> = self.sessions.prepared().filter_map(late).collect();
+        for key in late {
+            self.sessions.take(key);
+        }
+    }
+
+    /// A connection is readable.
+    pub(crate) fn session_speaks(&mut self, key: u32) {
+        let Some(session) = self.sessions.find(key) else { return };
+        let Some(conn) = &session.conn else { return };
+        let message = match conn.recv() {
+            Ok(Some(message)) => message,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            Ok(None) | Err(_) => return self.session_hung_up(key),
+        };
+        let words: Vec<&str> = message.fields.iter().map(String::as_str).collect();
+        match &mut session.kind {
+            Kind::Prepared { asked: asked @ None, .. } => {
+                *asked = request(&words, message.fds);
+                if asked.is_none() {
+                    self.refuse_session(key, "no such request");
+                }
+            }
+            Kind::Prepared { asked, .. } => match (asked.take(), begin(&words)) {
+                (Some(asked), Some(size)) => self.begin_session(key, asked, size),
+                _ => self.refuse_session(key, "no such request"),
+            },
+            // A later release may have more to say.
+            Kind::Command(_) => {}
+        }
+    }
+
+    fn begin_session(&mut self, key: u32, asked: Asked, size: Option<Size>) {
+        let begun = match asked {
+            Asked::Exec { tty, wanted, process } => {
+                self.begin_command(key, tty, wanted, process, size).map(Kind::Command)
+            }
+        };
+        match (begun, self.sessions.find(key)) {
+            (Ok(kind), Some(session)) => session.kind = kind,
+            (Ok(_), None) => {}
+            (Err(text), _) => self.refuse_session(key, &text),
+        }
+    }
+
+    /// Says why not, and closes.
+    fn refuse_session(&mut self, key: u32, text: &str) {
+        if let Some(Session { conn: Some(conn), .. }) = self.sessions.take(key) {
+            let _ = say(&conn, "ERR", text);
+            hang_up(&conn);
+        }
+    }
+
+    fn session_hung_up(&mut self, key: u32) {
+        let Some(session) = self.sessions.find(key) else { return };
+        session.conn = None;
+        match session.kind {
+            Kind::Prepared { .. } => drop(self.sessions.take(key)),
+            // Nobody is told, but it is reaped.
+            Kind::Command(_) => {}
+        }
+    }
+
+    // --- commands
+
+    fn begin_command(
+        &mut self,
+        key: u32,
+        tty: bool,
+        wanted: Wanted,
+        process: OwnedFd,
+        size: Option<Size>,
+    ) -> Result<Command, String> {
+        self.may_exec().map_err(|refusal| refusal.message)?;
+        self.try_command(key, tty, wanted, process, size).map_err(|e| {
+            self.remove_exec_files(key, &["process", "pid", "log", "console", "run"]);
+            format!("exec: {e}")
+        })
+    }
+
+    fn try_command(
+        &mut self,
+        key: u32,
+        tty: bool,
+        wanted: Wanted,
+        process: OwnedFd,
+        size: Option<Size>,
+    ) -> io::Result<Command> {
+        let mut process = read_process(process.into())?;
+        let mut command = Command { pid: 0, tty, size, console: Console::None, ours: Vec::new() };
+        let mut stdio = Stdio3::default();
+        self.note_exec(key)?;
+        if tty {
+            if let Some(size) = size {
+                process = with_size(process, size);
+            }
+            let console = self.exec_file(key, "console");
+            let listener = self.listen_for_console(&console, Token::SessionConsole(key))?;
+            command.console = Console::Listens(listener);
+            let console = console_for_runtime(&console, &self.config.bundle);
+            self.run_exec(key, &process, &["--tty", "--console-socket", &console], stdio)?;
+            return Ok(command);
+        }
+        if wanted.stdin {
+            let (read, write) = sys::pipe::to_container()?;
+            stdio.stdin = Some(read);
+            command.ours.push(("stdin", write));
+        }
+        for (name, wanted, end) in [
+            ("stdout", wanted.stdout, &mut stdio.stdout),
+            ("stderr", wanted.stderr, &mut stdio.stderr),
+        ] {
+            if wanted {
+                let (read, write) = sys::pipe::for_container()?;
+                *end = Some(write);
+                command.ours.push((name, read));
+            }
+        }
+        self.run_exec(key, &process, &[], stdio)?;
+        Ok(command)
+    }
+
+    /// The runtime has connected to a command's console socket, or sends the terminal.
+    pub(crate) fn take_session_console(&mut self, key: u32) {
+        let Monitor { sessions, poller, .. } = self;
+        let Some(Session { kind: Kind::Command(command), .. }) = sessions.find(key) else { return };
+        if let Console::Listens(listener) = &command.console {
+            // It sends when it has made the terminal: that may take a while, or be never.
+            if let Ok(conn) = sys::seqpacket::accept(listener.as_fd())
+                && poller.add(&conn, Token::SessionConsole(key)).is_ok()
+            {
+                command.console = Console::Sends(conn);
+            }
+            return;
+        }
+        let Console::Sends(conn) = &command.console else { return };
+        match conn.recv_fd() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => {}
+            Ok(master) => {
+                if let Some(size) = command.size {
+                    let _ = sys::tty::resize(&master, size);
+                }
+                if sys::pipe::set_nonblocking(master.as_fd()).is_ok() {
+                    command.ours.push(("tty", master));
+                }
+            }
+        }
+        command.console = Console::None;
+    }
+
+    /// The runtime has started a command, or failed to.
+    pub(crate) fn session_started(
+        &mut self,
+        key: u32,
+        pid: Result<i32, String>,
+        status: Option<i32>,
+    ) {
+        // The terminal was sent before, even where we have not come to take it yet.
+        self.take_session_console(key);
+        self.take_session_console(key);
+        let ended = self.state.now.exit.is_some();
+        let Some(Session { kind: Kind::Command(command), conn, .. }) = self.sessions.find(key)
+        else {
+            return;
+        };
+        command.console = Console::None;
+        let ours = std::mem::take(&mut command.ours);
+        let pid = match pid {
+            Ok(pid) if command.tty && ours.is_empty() => {
+                sys::proc::kill_tree(pid);
+                Err("the runtime sent no terminal".into())
+            }
+            // It was killed, for the container has ended.
+            Err(_) if ended => Err(format!("container {} is not running", self.config.id)),
+            pid => pid,
+        };
+        match pid {
+            Ok(pid) => {
+                command.pid = pid;
+                if ended {
+                    sys::proc::kill_tree(pid);
+                }
+                if let Some(conn) = conn
+                    && hand_over(conn, &ours).is_err()
+                {
+                    self.session_hung_up(key);
+                }
+                drop(ours);
+                if let Some(status) = status {
+                    self.session_ended(pid, status);
+                }
+            }
+            Err(text) => {
+                self.remove_exec_files(key, &["run"]);
+                self.refuse_session(key, &text);
+            }
+        }
+    }
+
+    /// A child has ended; true: it was the process of a session.
+    pub(crate) fn session_ended(&mut self, pid: i32, status: i32) -> bool {
+        let is = |s: &&Session| matches!(&s.kind, Kind::Command(c) if c.pid == pid);
+        let Some(key) = self.sessions.all.iter().find(is).map(|s| s.key) else { return false };
+        self.remove_exec_files(key, &["run"]);
+        self.end_session(key, exit_code(status));
+        true
+    }
+
+    fn end_session(&mut self, key: u32, code: i32) {
+        if let Some(Session { conn: Some(conn), .. }) = self.sessions.take(key) {
+            let _ = say(&conn, "EXIT", &code.to_string());
+            hang_up(&conn);
+        }
+    }
+
+    /// Init has ended, or the container is being deleted: no command outlives it.
+    pub(crate) fn kill_sessions(&mut self, trees: bool) {
+        for session in &self.sessions.all {
+            let Kind::Command(command) = &session.kind else { continue };
+            if command.pid == 0 {
+                let job = self.jobs.iter().find(|r| r.job == Job::Exec(session.key));
+                job.into_iter().for_each(|running| sys::proc::kill_tree(running.pid));
+            } else if trees || self.config.cgroups.is_empty() {
+                sys::proc::kill_tree(command.pid);
+            } else {
+                // What it has started ends with the container's pid namespace or cgroup. It is our
+                // child and not reaped, so the pid is its own.
+                sys::proc::signal(command.pid, Signal::SIGKILL);
+            }
+        }
+    }
+
+    /// The monitor ends, and with it what is left.
+    pub(crate) fn end_sessions(&mut self) {
+        let all: Vec<u32> = self.sessions.all.iter().map(|s| s.key).collect();
+        for key in all {
+            match self.sessions.find(key).map(|s| &s.kind) {
+                Some(Kind::Command(_)) => self.end_session(key, 128 + Signal::SIGKILL as i32),
+                _ => drop(self.sessions.take(key)),
+            }
+        }
+    }
+}
+
+/// What a first message asks for; `None`: nothing that there is.
+fn request(words: &[&str], fds: Vec<OwnedFd>) -> Option<Asked> {
+    let flag = |word: &str| match word {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    };
+    match *words {
+        ["EXEC", tty, stdin, stdout, stderr] => {
+            let (stdin, stdout, stderr) = (flag(stdin)?, flag(stdout)?, flag(stderr)?);
+            let wanted = Wanted { stdin, stdout, stderr };
+            Some(Asked::Exec { tty: flag(tty)?, wanted, process: fds.into_iter().next()? })
+        }
+        _ => None,
+    }
+}
+
+/// What begins a session, perhaps with a terminal's size; `None`: this does not.
+fn begin(words: &[&str]) -> Option<Option<Size>> {
+    match *words {
+        ["GO"] => Some(None),
+        ["GO", rows, columns] => size(rows, columns).map(Some),
+        _ => None,
+    }
+}
+
+fn size(rows: &str, columns: &str) -> Option<Size> {
+    Some(Size { rows: rows.parse().ok()?, columns: columns.parse().ok()? })
+}
+
+/// Reads an OCI process object from the start of a file, which is a memfd.
+fn read_process(file: File) -> io::Result<Vec<u8>> {
+    let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > MAX_PROCESS {
+        return Err(invalid("the process is no file, or too long"));
+    }
+    let mut bytes = vec![0; usize::try_from(meta.len()).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Puts a terminal's size into a process object.
+fn with_size(process: Vec<u8>, size: Size) -> Vec<u8> {
+    let Some(open) = process.iter().position(|b| *b == b'{') else { return process };
+    let (before, rest) = process.split_at(open + 1);
+    // An object of nothing would need no comma; it is no process either.
+    let Size { rows, columns } = size;
+    let member = format!("\"consoleSize\":{{\"height\":{rows},\"width\":{columns}}},");
+    [before, member.as_bytes(), rest].concat()
+}
+
+/// Sends a word and a text.
+fn say(conn: &Conn, word: &str, text: &str) -> io::Result<()> {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    conn.send(&[word, &text[..end].replace('\0', " ")], &[])
+}
+
+/// Sends descriptors and their names.
+fn hand_over(conn: &Conn, fds: &[(&'static str, OwnedFd)]) -> io::Result<()> {
+    let mut words = vec!["OK"];
+    words.extend(fds.iter().map(|(name, _)| name));
+    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|(_, fd)| fd.as_fd()).collect();
+    conn.send(&words, &fds)
+}
+
+/// Takes no more messages and forgets those that have come, so that closing loses none of ours: a
+/// socket that is closed while something waits in it takes back what it has sent.
+fn hang_up(conn: &Conn) {
+    if let Ok(fd) = conn.as_fd().try_clone_to_owned() {
+        let _ = UnixStream::from(fd).shutdown(Shutdown::Read);
+        while let Ok(Some(_)) = conn.recv() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests() {
+        let file = || vec![OwnedFd::from(tempfile::tempfile().unwrap())];
+        let asked = request(&["EXEC", "0", "1", "0", "1"], file());
+        let Some(Asked::Exec { tty: false, wanted, .. }) = asked else { panic!() };
+        assert_eq!(wanted, Wanted { stdin: true, stdout: false, stderr: true });
+        assert!(request(&["EXEC", "0", "1", "0", "1"], Vec::new()).is_none());
+        for words in [
+            &["EXEC"][..],
+            &["EXEC", "0", "1", "0", "2"],
+            &["EXEC", "0", "1", "0", ""],
+            &["EXEC", "0", "1", "0", "1", "1"],
+            &["GO"],
+            &[""],
+            &[],
+        ] {
+            assert!(request(words, file()).is_none(), "{words:?}");
+        }
+        assert_eq!(begin(&["GO"]), Some(None));
+        assert_eq!(begin(&["GO", "2", "3"]), Some(Some(Size { rows: 2, columns: 3 })));
+        for words in [&["GO", "2"][..], &["GO", "2", "-3"], &["GO", "2", "65536"], &["STAY"]] {
+            assert_eq!(begin(words), None, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_before_hanging_up_arrives() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = sys::seqpacket::listen_at(&path).unwrap();
+        let client = Conn::connect(&path, Duration::from_secs(5)).unwrap();
+        let server = sys::seqpacket::accept(listener.as_fd()).unwrap();
+        for _ in 0..5 {
+            client.send(&["SIZE", "1", "2"], &[]).unwrap();
+        }
+        say(&server, "EXIT", &("\0x".to_owned() + &"ö".repeat(MAX_TEXT))).unwrap();
+        hang_up(&server);
+        drop(server);
+        let got = client.recv().unwrap().unwrap().fields;
+        assert!(got[0] == "EXIT" && got[1].starts_with(" xö") && got[1].len() <= MAX_TEXT);
+        assert!(client.recv().unwrap().is_none());
+        assert!(client.send(&["SIZE", "1", "2"], &[]).is_err());
+    }
+
+    #[test]
+    fn a_process_gets_its_size() {
+        let size = Size { rows: 5, columns: 7 };
+        let with = with_size(b" {\"args\":[]}".to_vec(), size);
+        assert_eq!(with, b" {\"consoleSize\":{\"height\":5,\"width\":7},\"args\":[]}");
+        assert_eq!(with_size(b"[]".to_vec(), size), b"[]");
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert!(read_process(File::from(OwnedFd::from(reader))).is_err());
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(MAX_PROCESS + 1).unwrap();
+        assert!(read_process(file).is_err());
+    }
+}
