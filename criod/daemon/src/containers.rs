@@ -316,6 +316,7 @@ impl Node {
             log_path: if record.infra { String::new() } else { text(&record.log_path) },
             terminal: config.tty,
             stdin: config.stdin,
+            stdin_once: config.stdin_once,
             keeper: text(self.keeper.socket()),
             cgroups: self.cgroup(&record.cgroup)?.paths().iter().map(|p| text(p)).collect(),
             shared_pid: record.infra || spec::shares_pid(config, pod),
