@@ -43,3 +43,12 @@
 pub mod forward;
 pub mod http;
 pub mod remote;
+pub mod spdy;
+pub mod websocket;
+
+mod buffer;
+mod channels;
+mod error;
+mod inbox;
+
+pub use error::Error;

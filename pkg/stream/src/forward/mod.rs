@@ -7,8 +7,8 @@
 //! * WebSocket with `SPDY/3.1+portforward.k8s.io` (proposed, and asked for by early clients, as
 //!   `v2.portforward.k8s.io`): the bytes of the SPDY connection as binary messages.
 
+pub use crate::Error;
 use crate::http::{Refusal, Request};
-pub use crate::remote::Error;
 
 /// One forwarded connection; never used again within a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
