@@ -80,7 +80,12 @@ fn wants(fields: &[&str]) -> Option<Wants> {
         "1" => Some(true),
         _ => None,
     };
-    Some(Wants { tty: flag(tty)?, stdin: flag(stdin)?, stdout: flag(stdout)?, stderr: flag(stderr)? })
+    Some(Wants {
+        tty: flag(tty)?,
+        stdin: flag(stdin)?,
+        stdout: flag(stdout)?,
+        stderr: flag(stderr)?,
+    })
 }
 
 fn parse(message: Message) -> Option<Said> {

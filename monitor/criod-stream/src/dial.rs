@@ -18,8 +18,8 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, connect, getsockopt, setsockopt, socket,
-    sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, connect, getsockopt,
+    setsockopt, socket, sockopt,
 };
 use sys::seqpacket::{Conn, Message};
 
@@ -33,7 +33,8 @@ const AT_A_TIME: usize = 256;
 /// The control socket's key.
 const CONTROL: u64 = 0;
 /// What a socket is ready for that is no longer connecting.
-const DONE: EpollFlags = EpollFlags::EPOLLOUT.union(EpollFlags::EPOLLERR).union(EpollFlags::EPOLLHUP);
+const DONE: EpollFlags =
+    EpollFlags::EPOLLOUT.union(EpollFlags::EPOLLERR).union(EpollFlags::EPOLLHUP);
 
 /// A connection being made.
 struct Dial {
@@ -62,6 +63,7 @@ struct Dialer {
 /// Waits for the namespace, enters it, locks itself up and serves until the other end closes.
 pub(crate) fn run(control: Conn) -> Result<(), String> {
     let said = |e: io::Error| format!("control socket: {e}");
+    let poller = Poller::new().map_err(|e| format!("epoll: {e}"))?;
     let Some(Message { fields, mut fds }) = control.recv().map_err(said)? else { return Ok(()) };
     if fields != ["ENTER"] {
         return Err(format!("not ENTER but {:?}", fields.first()));
@@ -79,7 +81,6 @@ pub(crate) fn run(control: Conn) -> Result<(), String> {
     }
     control.send(&["OK"], &[]).map_err(said)?;
     sys::pipe::set_nonblocking(control.as_fd()).map_err(said)?;
-    let poller = Poller::new().map_err(|e| format!("epoll: {e}"))?;
     poller.add(&control, CONTROL).map_err(|e| format!("epoll: {e}"))?;
     let mut dialer = Dialer {
         control,

@@ -114,7 +114,9 @@ pub(crate) fn run(
 
 /// What kubectl shows after "an error occurred forwarding".
 fn failure(port: u16, text: &str) -> String {
-    format!("error forwarding port {port}: failed to connect to localhost:{port} in the pod: {text}")
+    format!(
+        "error forwarding port {port}: failed to connect to localhost:{port} in the pod: {text}"
+    )
 }
 
 impl Forwarder {

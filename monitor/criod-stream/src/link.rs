@@ -22,7 +22,7 @@ pub(crate) trait Framed {
     fn wants_input(&self) -> bool;
     fn receive(&mut self, bytes: &[u8]) -> usize;
     fn eof(&mut self);
-    fn output(&self) -> &[u8];
+    fn output(&mut self) -> &[u8];
     fn sent(&mut self, n: usize);
     fn done(&self) -> bool;
 }
@@ -31,28 +31,28 @@ macro_rules! framed {
     ($session:ty) => {
         impl Framed for $session {
             fn space(&mut self) -> &mut [u8] {
-                self.space()
+                <$session>::space(self)
             }
             fn filled(&mut self, n: usize) {
-                self.filled(n);
+                <$session>::filled(self, n);
             }
             fn wants_input(&self) -> bool {
-                self.wants_input()
+                <$session>::wants_input(self)
             }
             fn receive(&mut self, bytes: &[u8]) -> usize {
-                self.receive(bytes)
+                <$session>::receive(self, bytes)
             }
             fn eof(&mut self) {
-                self.eof();
+                <$session>::eof(self);
             }
-            fn output(&self) -> &[u8] {
-                self.output()
+            fn output(&mut self) -> &[u8] {
+                <$session>::output(self)
             }
             fn sent(&mut self, n: usize) {
-                self.sent(n);
+                <$session>::sent(self, n);
             }
             fn done(&self) -> bool {
-                self.done()
+                <$session>::done(self)
             }
         }
     };

@@ -159,7 +159,108 @@ pub(crate) fn filter(role: Role) -> seccompiler::Result<BpfProgram> {
             rules.insert(libc::SYS_connect, Vec::new());
         }
     }
-    let filter =
-        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
+    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?;
     Ok(filter.try_into()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{IsTerminal, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Names what the victim below does.
+    const ACT: &str = "CRIOD_STREAM_ACT";
+    const SURVIVED: i32 = 77;
+
+    /// Not a test of its own: run by the others in a process that may be killed.
+    #[test]
+    fn victim() {
+        let Ok(act) = std::env::var(ACT) else { return };
+        let (role, act) = act.split_once(' ').unwrap();
+        let role = if role == "dialer" { Role::Dialer } else { Role::Stream };
+        let (mut ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (_reader, pipe) = nix::unistd::pipe().unwrap();
+        lock(role).unwrap();
+        let _ = match act {
+            "nothing" => Ok(()),
+            "write" => ours.write_all(&vec![1; 10_000]),
+            "wait" => {
+                let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
+                std::hint::black_box(vec![0u8; 64 << 20]);
+                pipe.as_fd();
+                nix::sys::socket::shutdown(
+                    std::os::fd::AsRawFd::as_raw_fd(&ours),
+                    nix::sys::socket::Shutdown::Write,
+                )
+                .unwrap();
+                std::hint::black_box(soon.elapsed());
+                Ok(())
+            }
+            "open" => std::fs::File::open("/").map(drop),
+            "unlink" => std::fs::remove_file("/none"),
+            "fork" => Command::new("/none").spawn().map(drop),
+            "duplicate" => ours.try_clone().map(drop),
+            "unix socket" => std::os::unix::net::UnixDatagram::unbound().map(drop),
+            "tcp socket" => {
+                use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+                let flags = SockFlag::empty();
+                Ok(socket(AddressFamily::Inet6, SockType::Stream, flags, None).map(drop).unwrap())
+            }
+            "udp socket" => std::net::UdpSocket::bind("127.0.0.1:0").map(drop),
+            "listen" => std::net::TcpListener::bind("127.0.0.1:0").map(drop),
+            "kill" => Ok(nix::sys::signal::kill(nix::unistd::getpid(), None).unwrap_or_default()),
+            "ioctl" => {
+                std::hint::black_box(std::io::stdin().is_terminal());
+                Ok(())
+            }
+            "option" => {
+                use nix::sys::socket::{setsockopt, sockopt};
+                Ok(setsockopt(&ours, sockopt::RcvBuf, &4096).unwrap_or_default())
+            }
+            "thread" => std::thread::Builder::new().spawn(|| ()).map(drop),
+            _ => panic!("{act:?}"),
+        };
+        std::process::exit(SURVIVED);
+    }
+
+    /// `None`: it was killed for what it did.
+    fn outcome(role: &str, act: &str) -> Option<i32> {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "sandbox::tests::victim", "--test-threads=1"])
+            .env(ACT, format!("{role} {act}"))
+            .output()
+            .unwrap()
+            .status;
+        if status.signal() == Some(libc::SIGSYS) { None } else { Some(status.code().unwrap()) }
+    }
+
+    #[test]
+    fn whoever_goes_beyond_is_killed() {
+        for role in ["stream", "dialer"] {
+            for act in ["nothing", "write", "wait"] {
+                assert_eq!(outcome(role, act), Some(SURVIVED), "{role}: {act}");
+            }
+            for act in [
+                "open",
+                "unlink",
+                "fork",
+                "duplicate",
+                "unix socket",
+                "udp socket",
+                "listen",
+                "kill",
+                "ioctl",
+                "option",
+                "thread",
+            ] {
+                assert_eq!(outcome(role, act), None, "{role}: {act}");
+            }
+        }
+        assert_eq!(outcome("stream", "tcp socket"), None);
+        assert_eq!(outcome("dialer", "tcp socket"), Some(SURVIVED));
+    }
 }

@@ -97,7 +97,9 @@ pub(crate) fn run(conn: Conn) -> Result<(), Fatal> {
     let mut wire = Wire::new(socket, tls).map_err(fatal("connection"))?;
     place.poller.add(wire.fd(), WIRE).map_err(fatal("connection"))?;
     match upgrade(&mut place, &mut wire, patience) {
-        Ok(Upgraded { head, early, answer }) => begin(place, wire, forwarded, &head, &early, answer),
+        Ok(Upgraded { head, early, answer }) => {
+            begin(place, wire, forwarded, &head, &early, answer)
+        }
         Err(Ended::Refused(refusal)) => {
             refuse(&mut place, wire, &refusal);
             Ok(())

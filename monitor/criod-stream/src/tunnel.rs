@@ -283,7 +283,8 @@ impl Tunnel {
                 Ok(None) => break,
                 Ok(Some(Event::Ready)) => ready = true,
                 Ok(Some(Event::Data { channel: Channel::Stdin, bytes })) => {
-                    let taken = if self.phase == Phase::Running { self.ends.write(bytes) } else { Ok(0) };
+                    let taken =
+                        if self.phase == Phase::Running { self.ends.write(bytes) } else { Ok(0) };
                     match taken {
                         Ok(n) => self.link.session.consumed(Channel::Stdin, n),
                         Err(_) => self.link.session.discard(Channel::Stdin),

@@ -1,0 +1,93 @@
+//! That the process is locked up before it hears anything, and what it costs while it waits.
+
+mod common;
+
+use common::{PATIENCE, Stream, peers};
+
+fn assert_locked_up(stream: &Stream) {
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(stream.status(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(stream.status("NoNewPrivs"), "1");
+    assert_eq!(stream.status("Seccomp"), "2");
+    assert_eq!(stream.status("Threads"), "1");
+    let proc = format!("/proc/{}", stream.pid());
+    let root = std::fs::read_link(format!("{proc}/root")).unwrap();
+    assert_eq!(root, stream.root.path().canonicalize().unwrap());
+    assert_eq!(std::fs::read_link(format!("{proc}/cwd")).unwrap(), root);
+    let limits = std::fs::read_to_string(format!("{proc}/limits")).unwrap();
+    let limit = |name: &str| {
+        let line = limits.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(limit("Max open files")[..2], ["2048", "2048"]);
+    assert_eq!(limit("Max core file size")[..2], ["0", "0"]);
+}
+
+#[test]
+fn an_idle_one_is_locked_up_and_small() {
+    let mut stream = Stream::idle();
+    stream.settle();
+    assert_locked_up(&stream);
+    let private = stream.private_memory();
+    assert!(private <= 1024 * 1024, "{private}");
+    assert!(stream.is_alive());
+    assert_eq!(stream.log(), "");
+}
+
+#[test]
+fn a_dialer_is_locked_up_before_it_says_so() {
+    let mut stream = Stream::with(&["--dial"]);
+    stream.say(&["ENTER"], &[]);
+    assert_eq!(stream.hear(), ["OK"]);
+    assert_locked_up(&stream);
+    let Stream { control, .. } = &mut stream;
+    // All of criod's ends have gone.
+    let (_, other) = peers();
+    *control = other;
+    assert!(stream.wait().success());
+}
+
+#[test]
+fn it_joins_the_cgroups_before_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let folders = [dir.path().join("a"), dir.path().join("b")];
+    folders.iter().for_each(|f| std::fs::create_dir(f).unwrap());
+    let folder = |n: usize| folders[n].to_str().unwrap();
+    let stream = Stream::with(&["--cgroup", folder(0), "--cgroup", "/none", "--cgroup", folder(1)]);
+    stream.settle();
+    for folder in &folders {
+        assert_eq!(std::fs::read(folder.join("cgroup.procs")).unwrap(), b"0");
+    }
+    assert!(stream.log().contains("/none"), "{}", stream.log());
+}
+
+#[test]
+fn without_an_empty_folder_it_does_not_start() {
+    for args in [&[][..], &["--root"], &["--root", "/does/not/exist"], &["--nonsense"]] {
+        let status = std::process::Command::new(common::program())
+            .args(args)
+            .stdin(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(!status.success(), "{args:?}");
+    }
+}
+
+#[test]
+fn an_idle_one_ends_with_everybody_who_could_need_it() {
+    let mut stream = Stream::idle();
+    stream.settle();
+    let spare = nix::unistd::dup(&stream.control).unwrap();
+    let (_, other) = peers();
+    stream.control = other;
+    // The keeper's duplicate keeps it alive, and a new criod asks through it.
+    assert!(stream.is_alive());
+    stream.control = spare.into();
+    stream.control.patient(PATIENCE).unwrap();
+    stream.settle();
+    let (_, other) = peers();
+    stream.control = other;
+    assert!(stream.wait().success());
+}
