@@ -86,13 +86,9 @@ pub(crate) struct Output {
 
 impl Output {
     /// Bytes to be sent.
+    #[allow(clippy::len_without_is_empty)]
     pub(crate) fn len(&self) -> usize {
         self.end - self.start
-    }
-
-    /// Whether there is nothing to be sent.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.start == self.end
     }
 
     /// What is to be sent.

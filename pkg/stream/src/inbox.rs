@@ -24,6 +24,8 @@ struct Inbox {
     closed: bool,
     closed_told: bool,
     discard: bool,
+    /// Nothing is told yet.
+    held: bool,
 }
 
 /// What is to be done with bytes that arrived.
@@ -56,19 +58,12 @@ pub(crate) struct Inboxes<K> {
     current: Option<(K, Range<usize>)>,
     /// Bytes kept in all.
     kept: usize,
-    /// Nothing is told before.
-    ready: bool,
 }
 
 impl<K: Copy + Eq + Hash> Inboxes<K> {
-    /// Without any; `ready` says whether things may be told at once.
-    pub(crate) fn new(ready: bool) -> Inboxes<K> {
-        Inboxes { boxes: HashMap::new(), due: VecDeque::new(), current: None, kept: 0, ready }
-    }
-
-    /// From now on things are told.
-    pub(crate) fn ready(&mut self) {
-        self.ready = true;
+    /// Without any.
+    pub(crate) fn new() -> Inboxes<K> {
+        Inboxes { boxes: HashMap::new(), due: VecDeque::new(), current: None, kept: 0 }
     }
 
     /// Bytes kept in all.
@@ -76,8 +71,17 @@ impl<K: Copy + Eq + Hash> Inboxes<K> {
         self.kept
     }
 
-    pub(crate) fn open(&mut self, key: K) {
-        self.boxes.entry(key).or_default();
+    /// A new one. While it is `held`, nothing is told of it.
+    pub(crate) fn open(&mut self, key: K, held: bool) {
+        self.boxes.entry(key).or_default().held = held;
+    }
+
+    /// What was held is told from now on.
+    pub(crate) fn release(&mut self, key: K) {
+        if let Some(inbox) = self.boxes.get_mut(&key) {
+            inbox.held = false;
+            self.due.push_back(key);
+        }
     }
 
     /// Forgets `key`: how many bytes nobody will consume.
@@ -97,7 +101,7 @@ impl<K: Copy + Eq + Hash> Inboxes<K> {
     pub(crate) fn arrived(&mut self, key: K, range: Range<usize>) -> Arrived {
         match self.boxes.get(&key) {
             Some(inbox) if inbox.discard => Arrived::Drop,
-            Some(inbox) if self.ready && inbox.kept.is_empty() => {
+            Some(inbox) if !inbox.held && inbox.kept.is_empty() => {
                 self.current = Some((key, range));
                 Arrived::Tell
             }
@@ -142,7 +146,7 @@ impl<K: Copy + Eq + Hash> Inboxes<K> {
             };
             let n = n.min(range.len());
             range.start += n;
-            if range.is_empty() {
+            if range.start >= range.end {
                 self.current = None;
                 if inbox.closed {
                     self.due.push_back(key);
@@ -194,11 +198,8 @@ impl<K: Copy + Eq + Hash> Inboxes<K> {
 
     /// What is to be told next. What was told last must be settled.
     pub(crate) fn next(&mut self) -> Option<Notice<K>> {
-        if !self.ready {
-            return None;
-        }
         while let Some(key) = self.due.pop_front() {
-            let Some(inbox) = self.boxes.get_mut(&key) else { continue };
+            let Some(inbox) = self.boxes.get_mut(&key).filter(|i| !i.held) else { continue };
             if !inbox.kept.is_empty() {
                 if !std::mem::replace(&mut inbox.told, true) {
                     return Some(Notice::Data(key));
@@ -217,8 +218,8 @@ mod tests {
 
     #[test]
     fn what_is_taken_at_once_is_never_kept() {
-        let mut boxes = Inboxes::new(true);
-        boxes.open(1);
+        let mut boxes = Inboxes::new();
+        boxes.open(1, false);
         assert_eq!(boxes.arrived(1, 10..20), Arrived::Tell);
         assert_eq!(boxes.consumed(1, 10), 10);
         assert_eq!((boxes.unsettled(), boxes.kept(), boxes.next()), (None, 0, None));
@@ -230,8 +231,8 @@ mod tests {
 
     #[test]
     fn the_rest_is_kept_in_order_and_closed_comes_after_it() {
-        let mut boxes = Inboxes::new(true);
-        boxes.open(1);
+        let mut boxes = Inboxes::new();
+        boxes.open(1, false);
         assert_eq!(boxes.arrived(1, 0..4), Arrived::Tell);
         assert_eq!(boxes.consumed(1, 1), 1);
         assert_eq!(boxes.unsettled(), Some(1..4));
@@ -249,14 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn what_came_before_it_is_ready_is_told_then() {
-        let mut boxes = Inboxes::new(false);
-        boxes.open(1);
+    fn what_was_held_is_told_when_it_is_released() {
+        let mut boxes = Inboxes::new();
+        boxes.open(1, true);
         assert_eq!(boxes.arrived(1, 0..1), Arrived::Keep);
         boxes.keep(1, b"a");
         boxes.close(1);
         assert_eq!(boxes.next(), None);
-        boxes.ready();
+        boxes.release(1);
         assert_eq!(boxes.next(), Some(Notice::Data(1)));
         assert_eq!(boxes.consumed(1, 1), 1);
         assert_eq!(boxes.next(), Some(Notice::Closed(1)));
@@ -264,9 +265,9 @@ mod tests {
 
     #[test]
     fn what_nobody_wants_is_counted_as_lost() {
-        let mut boxes = Inboxes::new(true);
-        boxes.open(1);
-        boxes.open(2);
+        let mut boxes = Inboxes::new();
+        boxes.open(1, false);
+        boxes.open(2, false);
         boxes.keep(2, b"xyz");
         assert_eq!(boxes.arrived(1, 0..4), Arrived::Tell);
         assert_eq!(boxes.discard(1), 4);

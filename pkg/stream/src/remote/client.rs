@@ -98,10 +98,10 @@ impl Client {
                 *slot = connection.open(&Headers::default().with("streamType", name));
             }
         }
-        let mut inbox = Inboxes::new(true);
+        let mut inbox = Inboxes::new();
         for (slot, channel) in [(STDOUT, Channel::Stdout), (STDERR, Channel::Stderr)] {
             if slots[slot].is_some() {
-                inbox.open(channel);
+                inbox.open(channel, false);
             }
         }
         Ok(Client {

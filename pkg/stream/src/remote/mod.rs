@@ -12,7 +12,8 @@
 //! |---|---|---|---|---|
 //! | SPDY v4 | error, stdin, stdout, stderr, resize, named by `streamType` | FIN | JSON | `metav1.Status` |
 //! | SPDY v3 | the same | FIN | JSON | text |
-//! | SPDY v2, v1 | the same without resize | FIN (v1 clients never send it) | – | text |
+//! | SPDY v2 | the same without resize | FIN | – | text |
+//! | SPDY v1 | the same without resize | FIN (its clients never send it) | – | – |
 //! | WebSocket v5 | channels 0 stdin, 1 stdout, 2 stderr, 3 error, 4 resize | message 255, 0 | JSON | `metav1.Status` |
 //! | WebSocket v4 | the same | – | JSON | `metav1.Status` |
 //! | WebSocket before, none | the same | – | JSON | text |
@@ -27,6 +28,7 @@ mod websocket;
 
 pub use crate::Error;
 pub use client::{Client, ClientError, ClientEvent};
+pub(crate) use client::{upgrade, version};
 
 use crate::http::{self, Refusal, Request};
 use crate::inbox::{Arrived, Inboxes, Notice};
@@ -156,15 +158,15 @@ impl Accepted {
     pub fn session(self) -> Session {
         let wants = self.wants;
         let transport = match self.agreed {
-            Agreed::Spdy(version) => Transport::Spdy(spdy::Server::new(version, wants)),
-            Agreed::WebSocket(handshake) => Transport::WebSocket(websocket::Server::new(
-                handshake.protocol.as_deref().unwrap_or_default(),
-                wants,
-            )),
+            Agreed::Spdy(version) => Transport::Spdy(Box::new(spdy::Server::new(version, wants))),
+            Agreed::WebSocket(handshake) => {
+                let protocol = handshake.protocol.as_deref().unwrap_or_default();
+                Transport::WebSocket(Box::new(websocket::Server::new(protocol, wants)))
+            }
         };
-        let mut inbox = Inboxes::new(false);
+        let mut inbox = Inboxes::new();
         if wants.stdin {
-            inbox.open(Channel::Stdin);
+            inbox.open(Channel::Stdin, true);
         }
         Session { transport, inbox, ready: false, size: None, eof: false, gone: false, over: false }
     }
@@ -205,8 +207,8 @@ pub(crate) fn spdy_response(version: &str) -> Vec<u8> {
 
 #[derive(Debug)]
 enum Transport {
-    Spdy(spdy::Server),
-    WebSocket(websocket::Server),
+    Spdy(Box<spdy::Server>),
+    WebSocket(Box<websocket::Server>),
 }
 
 /// What a transport found.
@@ -334,7 +336,7 @@ impl Session {
             if !self.over {
                 if !self.ready && self.complete() {
                     self.ready = true;
-                    self.inbox.ready();
+                    self.inbox.release(Channel::Stdin);
                     return Ok(Some(Told::Ready));
                 }
                 if self.ready

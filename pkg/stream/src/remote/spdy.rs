@@ -45,7 +45,8 @@ pub(super) fn needed(version: &str, wants: Wants) -> [bool; 5] {
 #[derive(Debug)]
 pub(super) struct Server {
     connection: Connection,
-    json: bool,
+    /// Of the protocol: 4 tells the outcome as JSON, 1 not at all.
+    version: u8,
     needed: [bool; 5],
     /// Stream numbers.
     slots: [Option<u32>; 5],
@@ -56,7 +57,11 @@ impl Server {
     pub(super) fn new(version: &str, wants: Wants) -> Server {
         Server {
             connection: Connection::new(true, LIMITS),
-            json: version == "v4.channel.k8s.io",
+            version: match version {
+                "v4.channel.k8s.io" => 4,
+                "channel.k8s.io" => 1,
+                _ => 3,
+            },
             needed: needed(version, wants),
             slots: [None; 5],
             sizes: resize::Reader::default(),
@@ -188,8 +193,10 @@ impl Server {
     pub(super) fn finish(&mut self, outcome: &Outcome) {
         for slot in [STDOUT, STDERR, ERROR, STDIN, RESIZE] {
             let Some(stream) = self.slots[slot] else { continue };
-            if slot == ERROR {
-                self.connection.say(stream, &status::write(outcome, self.json));
+            // A client of v1 that reads anything there forgets output that it has not read yet; the Go
+            // server says nothing to it either.
+            if slot == ERROR && self.version > 1 {
+                self.connection.say(stream, &status::write(outcome, self.version >= 4));
             }
             self.connection.close(stream);
         }

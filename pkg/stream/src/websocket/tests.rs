@@ -19,13 +19,12 @@ fn frame(first: u8, length: &[u8], payload: &[u8]) -> Vec<u8> {
     [&[first][..], length, &key, &payload].concat()
 }
 
+/// Messages, and the code of a close frame.
+type Found = (Vec<Vec<u8>>, Option<Option<u16>>);
+
 /// Every message and closing code that `connection` finds in `bytes` when they come in pieces of
 /// `cut`.
-fn messages(
-    connection: &mut Connection,
-    bytes: &[u8],
-    cut: usize,
-) -> Result<(Vec<Vec<u8>>, Option<Option<u16>>), Error> {
+fn messages(connection: &mut Connection, bytes: &[u8], cut: usize) -> Result<Found, Error> {
     let (mut found, mut closed) = (Vec::new(), None);
     let mut open = false;
     for piece in bytes.chunks(cut.max(1)) {
