@@ -209,6 +209,7 @@ impl Monitor {
 
     pub(crate) fn begin_flush(&mut self) {
         self.timers.drain = None;
+        self.end_clients();
         self.timers.flush = Some(sys::clock::deadline(FLUSH));
         self.logger.send(Command::Flush(self.sources.each_ref().map(|s| s.end())));
     }

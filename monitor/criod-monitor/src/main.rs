@@ -18,7 +18,8 @@
 //! | `life`    | the container's phases, from create to delete                  |
 //! | `takeover`| what a successor finds and how it goes on                      |
 //! | `exec`    | commands run in the container                                  |
-//! | `session` | commands and clients whose streams criod-stream carries        |
+//! | `session` | commands whose streams others carry, and their socket          |
+//! | `attach`  | clients that are attached to the container                     |
 //! | `output`  | pipes, terminal and spools                                     |
 //! | `logger`  | spools to log file                                             |
 //! | `rpc`     | the ttrpc wire                                                 |
@@ -31,6 +32,7 @@
 //! `state`, `progress` (how far the log has come), `stdout.spool`, `stderr.spool`, `pid`,
 //! `runtime.log`, `exec-N.*`, and the sockets `monitor.sock` and `stream.sock`.
 
+mod attach;
 mod cgroup;
 mod end;
 mod exec;

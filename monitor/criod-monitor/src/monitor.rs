@@ -186,6 +186,7 @@ impl Monitor {
             Token::Sessions => self.accept_sessions(),
             Token::Session(key) => self.session_speaks(key),
             Token::SessionConsole(key) => self.take_session_console(key),
+            Token::Input(key) => self.pump_input(key),
         }
     }
 
@@ -330,11 +331,7 @@ impl Monitor {
         if self.sources[n].pipe.is_none() {
             return;
         }
-        let before = self.sources[n].end();
-        let moved = self.sources[n].pump(&self.poller);
-        if self.sources[n].end() != before {
-            self.logger.notify();
-        }
+        let moved = self.pump_source(n);
         match moved {
             Moved::Full => self.timers.spool = Some(sys::clock::deadline(SPOOL_RETRY)),
             Moved::End => {
@@ -352,10 +349,13 @@ impl Monitor {
         self.check_drained();
     }
 
-    fn watch_tty(&mut self) {
+    pub(crate) fn watch_tty(&mut self) {
         if let Some(tty) = &self.tty {
             // Already watched: EEXIST.
             let _ = self.poller.add(&tty.master, Token::Tty);
+            if self.typing_waits() {
+                let _ = self.poller.set_writable(&tty.master, Token::Tty, true);
+            }
         }
     }
 
@@ -373,21 +373,24 @@ impl Monitor {
                 self.timers.tty = Some(sys::clock::deadline(TTY_RETRY));
             }
         }
-        let full = {
-            let before = self.sources[0].end();
-            let moved = self.sources[0].pump(&self.poller);
-            if self.sources[0].end() != before {
-                self.logger.notify();
-            }
-            moved == Moved::Full
-        };
-        if full {
+        if self.pump_source(0) == Moved::Full {
             if let Some(tty) = &self.tty {
                 self.poller.remove(&tty.master);
             }
             self.timers.spool = Some(sys::clock::deadline(SPOOL_RETRY));
         }
+        self.pump_inputs();
         self.check_drained();
+    }
+
+    fn pump_source(&mut self, n: usize) -> Moved {
+        let before = self.sources[n].end();
+        let moved = self.sources[n].pump(&self.poller);
+        if self.sources[n].end() != before {
+            self.logger.notify();
+            self.cut_slow(n);
+        }
+        moved
     }
 
     /// Everything that the keeper should hold for a successor.
@@ -406,6 +409,10 @@ impl Monitor {
             if let Some(fd) = fd {
                 held &= keeper.spare(name, fd.as_fd());
             }
+        }
+        if self.state.now.stdin_taken && self.stdin.is_none() {
+            // It may not have heard of it.
+            keeper.drop_spare("stdin");
         }
         let pid = self.state.now.pid;
         if pid > 0 && self.state.now.exit.is_none() {

@@ -21,12 +21,13 @@ use crilog::Stream;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, SpliceFFlags, splice};
 
+use crate::attach::Taps;
 use crate::poller::{Poller, Token};
 
 /// How much may wait for the logger, for each stream, in bytes.
 pub(crate) const SPOOL_MAX: u64 = 1 << 20;
 /// How much is moved by one call.
-const CHUNK: usize = 64 << 10;
+pub(crate) const CHUNK: usize = 64 << 10;
 /// How often a pipe is emptied before others have their turn.
 const TURNS: usize = 8;
 
@@ -77,6 +78,8 @@ pub(crate) struct Source {
     pub(crate) token: Token,
     pub(crate) spool: Arc<Spool>,
     pub(crate) pipe: Option<OwnedFd>,
+    /// Who else gets what comes.
+    pub(crate) taps: Taps,
     watched: bool,
     /// How far the spool must come before init's output is complete; `None` while init lives.
     target: Option<u64>,
@@ -89,7 +92,7 @@ impl Source {
             Stream::Stderr => ("stderr.spool", Token::Stderr),
         };
         let spool = Spool::open(&dir.join(name))?;
-        Ok(Source { token, spool, pipe: None, watched: false, target: None })
+        Ok(Source { token, spool, pipe: None, taps: Taps::default(), watched: false, target: None })
     }
 
     /// Takes the read end of the stream.
@@ -117,6 +120,7 @@ impl Source {
         }
         if moved == Moved::End {
             self.pipe = None;
+            self.taps.clear();
         }
         moved
     }
@@ -140,6 +144,8 @@ impl Source {
             match splice(pipe, None, &self.spool.file, Some(&mut offset), len, flags) {
                 Ok(0) => return Moved::End,
                 Ok(n) => {
+                    // As soon as the logger knows of it, it may be gone.
+                    self.taps.copy(&self.spool.file, at, n);
                     self.spool.written.store(at + n as u64, Ordering::Release);
                 }
                 Err(Errno::EAGAIN) => return Moved::Empty,

@@ -27,6 +27,8 @@ pub(crate) enum Token {
     Sessions,
     Session(u32),
     SessionConsole(u32),
+    /// What a client types into the terminal.
+    Input(u32),
 }
 
 impl Token {
@@ -48,6 +50,7 @@ impl Token {
             Token::Sessions => (13, 0),
             Token::Session(n) => (14, n),
             Token::SessionConsole(n) => (15, n),
+            Token::Input(n) => (16, n),
         };
         kind << 32 | u64::from(n)
     }
@@ -71,6 +74,7 @@ impl Token {
             13 => Token::Sessions,
             14 => Token::Session(n),
             15 => Token::SessionConsole(n),
+            16 => Token::Input(n),
             _ => return None,
         })
     }

@@ -22,6 +22,7 @@
 //! | `OK name…`                       | one for each    | `stdin`, `stdout`, `stderr`; or `tty`    |
 //! | `ERR text`                       |                 | it could not begin                       |
 //! | `EXIT code`                      |                 | it is over; 128 + the signal             |
+//! | `SLOW text`                      |                 | module `attach`                          |
 //!
 //! A command's pipes and its terminal's master are handed over, and none is kept here: no byte of
 //! them passes the monitor, and when the one at the other end goes, the kernel closes the
@@ -37,10 +38,12 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use sys::seqpacket::Conn;
 use sys::tty::Size;
 
+use crate::attach::Client;
 use crate::exec::exit_code;
 use crate::life::{Job, console_for_runtime};
 use crate::monitor::Monitor;
@@ -53,6 +56,9 @@ const MAX_PREPARED: usize = 64;
 const PREPARED: Duration = Duration::from_secs(300);
 /// The longest process object, in bytes.
 const MAX_PROCESS: u64 = 4 << 20;
+/// What a command's pipe holds, in bytes: four times what it would by default, so that those at its
+/// ends take turns less often.
+const PIPE: i32 = 256 << 10;
 /// The longest text that is sent, in bytes.
 const MAX_TEXT: usize = 8 << 10;
 
@@ -77,10 +83,12 @@ enum Kind {
         until: i64,
     },
     Command(Command),
+    Client(Client),
 }
 
 /// What a session is to be.
 enum Asked {
+    Attach(Wanted),
     Exec { tty: bool, wanted: Wanted, process: OwnedFd },
 }
 
@@ -147,6 +155,41 @@ impl Sessions {
         self.all.iter().filter(counts).count()
     }
 
+    /// Those who are attached, or have left something behind that they have typed.
+    pub(crate) fn client_keys(&self, which: impl Fn(&Client) -> bool) -> Vec<u32> {
+        let is = |s: &&Session| matches!(&s.kind, Kind::Client(c) if which(c));
+        self.all.iter().filter(is).map(|s| s.key).collect()
+    }
+
+    pub(crate) fn client(&mut self, key: u32) -> Option<&mut Client> {
+        match self.find(key) {
+            Some(Session { kind: Kind::Client(client), .. }) => Some(client),
+            _ => None,
+        }
+    }
+
+    /// Says the last word to a client that is attached.
+    pub(crate) fn end_client(&mut self, key: u32, word: &str, text: &str) -> Option<Client> {
+        self.client(key)?;
+        let session = self.take(key)?;
+        if let Some(conn) = session.conn {
+            let _ = say(&conn, word, text);
+            hang_up(&conn);
+        }
+        match session.kind {
+            Kind::Client(client) => Some(client),
+            _ => None,
+        }
+    }
+
+    /// Forgets clients that have gone and of whom nothing is left.
+    pub(crate) fn sweep(&mut self) {
+        self.all.retain(|s| match &s.kind {
+            Kind::Client(client) => s.conn.is_some() || client.lingers(),
+            _ => true,
+        });
+    }
+
     /// Is this the number of a session?
     pub(crate) fn has(&self, key: u32) -> bool {
         self.all.iter().any(|s| s.key == key)
@@ -204,6 +247,10 @@ impl Monitor {
         };
         let words: Vec<&str> = message.fields.iter().map(String::as_str).collect();
         match &mut session.kind {
+            Kind::Client(client) => {
+                let once = client.once;
+                self.client_speaks(&words, once);
+            }
             Kind::Prepared { asked: asked @ None, .. } => {
                 *asked = request(&words, message.fds);
                 if asked.is_none() {
@@ -221,14 +268,23 @@ impl Monitor {
 
     fn begin_session(&mut self, key: u32, asked: Asked, size: Option<Size>) {
         let begun = match asked {
-            Asked::Exec { tty, wanted, process } => {
-                self.begin_command(key, tty, wanted, process, size).map(Kind::Command)
-            }
+            Asked::Exec { tty, wanted, process } => self
+                .begin_command(key, tty, wanted, process, size)
+                .map(|command| (Kind::Command(command), None)),
+            Asked::Attach(wanted) => self
+                .attach_client(key, wanted, size)
+                .map(|(client, theirs)| (Kind::Client(client), Some(theirs))),
         };
-        match (begun, self.sessions.find(key)) {
-            (Ok(kind), Some(session)) => session.kind = kind,
-            (Ok(_), None) => {}
-            (Err(text), _) => self.refuse_session(key, &text),
+        let (kind, theirs) = match begun {
+            Ok(begun) => begun,
+            Err(text) => return self.refuse_session(key, &text),
+        };
+        let Some(session) = self.sessions.find(key) else { return };
+        session.kind = kind;
+        if let (Some(theirs), Some(conn)) = (theirs, &session.conn)
+            && hand_over(conn, &theirs).is_err()
+        {
+            self.session_hung_up(key);
         }
     }
 
@@ -243,11 +299,14 @@ impl Monitor {
     fn session_hung_up(&mut self, key: u32) {
         let Some(session) = self.sessions.find(key) else { return };
         session.conn = None;
-        match session.kind {
-            Kind::Prepared { .. } => drop(self.sessions.take(key)),
+        let once = match &session.kind {
+            Kind::Prepared { .. } => return drop(self.sessions.take(key)),
             // Nobody is told, but it is reaped.
-            Kind::Command(_) => {}
-        }
+            Kind::Command(_) => return,
+            Kind::Client(client) => client.once,
+        };
+        self.client_left(key, once);
+        self.sessions.sweep();
     }
 
     // --- commands
@@ -292,6 +351,8 @@ impl Monitor {
         }
         if wanted.stdin {
             let (read, write) = sys::pipe::to_container()?;
+            // Less where the kernel grants no more.
+            let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
             stdio.stdin = Some(read);
             command.ours.push(("stdin", write));
         }
@@ -301,6 +362,7 @@ impl Monitor {
         ] {
             if wanted {
                 let (read, write) = sys::pipe::for_container()?;
+                let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
                 *end = Some(write);
                 command.ours.push((name, read));
             }
@@ -440,6 +502,10 @@ fn request(words: &[&str], fds: Vec<OwnedFd>) -> Option<Asked> {
         _ => None,
     };
     match *words {
+        ["ATTACH", stdin, stdout, stderr] => {
+            let (stdin, stdout, stderr) = (flag(stdin)?, flag(stdout)?, flag(stderr)?);
+            Some(Asked::Attach(Wanted { stdin, stdout, stderr }))
+        }
         ["EXEC", tty, stdin, stdout, stderr] => {
             let (stdin, stdout, stderr) = (flag(stdin)?, flag(stdout)?, flag(stderr)?);
             let wanted = Wanted { stdin, stdout, stderr };
@@ -458,7 +524,7 @@ fn begin(words: &[&str]) -> Option<Option<Size>> {
     }
 }
 
-fn size(rows: &str, columns: &str) -> Option<Size> {
+pub(crate) fn size(rows: &str, columns: &str) -> Option<Size> {
     Some(Size { rows: rows.parse().ok()?, columns: columns.parse().ok()? })
 }
 

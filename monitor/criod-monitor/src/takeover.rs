@@ -140,7 +140,10 @@ impl Monitor {
                 self.state.now.lost = format!("output: {e}");
             }
         }
-        if self.stdin.is_none() {
+        if self.state.now.stdin_taken {
+            // The client that had it is a client no more.
+            self.stdin = None;
+        } else if self.stdin.is_none() {
             self.stdin = self.found_again(2, 0, false);
         }
         if lost || (self.config.terminal && master.is_none() && self.state.now.exit.is_none()) {

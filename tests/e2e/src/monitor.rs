@@ -306,12 +306,19 @@ impl<'a> Container<'a> {
 
     /// Private and proportional memory of the monitor in kB.
     pub fn memory(&self) -> (u64, u64) {
-        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.monitor)).unwrap();
-        let of = |key: &str| -> u64 {
-            let line = text.lines().find(|l| l.starts_with(key)).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse().unwrap()
-        };
+        let of = |key| self.rollup(key);
         (of("Private_Clean:") + of("Private_Dirty:"), of("Pss:"))
+    }
+
+    /// What the monitor has written to, in kB: that does not depend on who else runs the program.
+    pub fn anonymous(&self) -> u64 {
+        self.rollup("Anonymous:")
+    }
+
+    fn rollup(&self, key: &str) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.monitor)).unwrap();
+        let line = text.lines().find(|l| l.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }
 

@@ -7,10 +7,13 @@
 //! | `exec`     | commands in the container                                         |
 //! | `deaths`   | keeper and monitor killed or stopped at bad moments               |
 //! | `runtimes` | runtimes that hang, fail or are another                           |
-//! | `sessions` | commands whose streams others carry                              |
+//! | `sessions` | commands whose streams others carry                               |
+//! | `attach`   | clients attached to the container's own streams                   |
 //! | `hostile`  | garbage and crowds on the sockets                                 |
 #![allow(clippy::unwrap_used, reason = "what a test cannot set up is a failure of that test")]
 
+#[path = "monitor/attach.rs"]
+mod attach;
 #[path = "monitor/deaths.rs"]
 mod deaths;
 #[path = "monitor/exec.rs"]

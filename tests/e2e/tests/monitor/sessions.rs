@@ -373,7 +373,7 @@ async fn a_terminal_has_its_size_and_hangs_up() {
     start(&c).await;
     let before = idle_descriptors(&c);
     let script = "trap 'stty size' WINCH; stty size; stty -echo; echo ready; \
-                  while read line; do test $line = quit && exit 5; done; exit 9";
+                  while :; do read line; test \"$line\" = quit && exit 5; done";
     let conn = prepare_tty(&c, &["/bin/sh", "-c", script]);
     let mut streams = go(&conn, &["GO", "33", "77"]).unwrap();
     assert_eq!(streams.keys().collect::<Vec<_>>(), ["tty"]);

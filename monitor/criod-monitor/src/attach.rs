@@ -1,0 +1,364 @@
+//! Clients that are attached to the container's own streams.
+//!
+//! ```text
+//!                    ┌───────▶ spool ─▶ log                        (module `output`)
+//! container ─▶ pipe ─┤ copy
+//!                    └───────▶ pipe of 1 MiB for each client ─▶ the one who carries its streams
+//!
+//! client ─▶ the container's stdin itself, or with a terminal: pipe ─splice─▶ master
+//! ```
+//! A client sees what comes from the moment that it begins on (`GO`). Its bytes are copied from the
+//! spool's file when they have been put there, before the logger knows of them: it gives the spool's
+//! pages back. One whose pipe has no room for all of it is told `SLOW text` and cut off; nobody else
+//! notices. When the container has ended, and what it left has been passed on, `EXIT code` is sent.
+//!
+//! What may come from it:
+//!
+//! | message             | what                                                                   |
+//! |---------------------|------------------------------------------------------------------------|
+//! | `SIZE rows columns` | the terminal's new size                                                |
+//! | `EOF`               | the client has closed its stdin for good                               |
+//!
+//! With `stdin_once` the first client that asks for stdin is the only one that gets it, and its EOF
+//! or its end closes the container's stdin for good, also by a successor of the monitor, which
+//! has lost all clients: `stdin_taken` is written down first. Terminals are not closed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use api_monitor::monitor::Phase;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
+use nix::unistd::{pipe2, write};
+use sys::tty::Size;
+
+use crate::monitor::Monitor;
+use crate::output::{CHUNK, Moved};
+use crate::poller::Token;
+use crate::session::{Named, Wanted};
+
+/// Clients at a time.
+const MAX_CLIENTS: usize = 64;
+/// How much may wait for a client to take it, in bytes.
+const CLIENT_ROOM: i32 = 1 << 20;
+/// What is reserved for copying. As much as this the allocator gives back at once; only the first
+/// [`CHUNK`] bytes are ever touched.
+const BUFFER: usize = 4 * CHUNK;
+/// How often a client's pipe is emptied before others have their turn.
+const TURNS: usize = 8;
+
+/// Those who get a copy of one stream's output.
+#[derive(Default)]
+pub(crate) struct Taps {
+    /// Write ends, by the number of the session.
+    pipes: Vec<(u32, OwnedFd)>,
+    /// There only while somebody is.
+    buffer: Vec<u8>,
+    /// Those who were cut off.
+    slow: Vec<u32>,
+}
+
+impl Taps {
+    pub(crate) fn add(&mut self, key: u32, pipe: OwnedFd) {
+        if self.pipes.is_empty() {
+            self.buffer = Vec::with_capacity(BUFFER);
+            self.buffer.resize(CHUNK, 0);
+        }
+        self.pipes.push((key, pipe));
+    }
+
+    pub(crate) fn remove(&mut self, key: u32) {
+        self.pipes.retain(|(of, _)| *of != key);
+        self.shrink();
+    }
+
+    /// The stream has ended.
+    pub(crate) fn clear(&mut self) {
+        self.pipes.clear();
+        self.shrink();
+    }
+
+    fn shrink(&mut self) {
+        if self.pipes.is_empty() {
+            self.buffer = Vec::new();
+        }
+    }
+
+    /// Passes on what has been put into the spool's file: `len` bytes at `at`, at most [`CHUNK`].
+    pub(crate) fn copy(&mut self, spool: &File, at: u64, len: usize) {
+        if self.pipes.is_empty() {
+            return;
+        }
+        let bytes = &mut self.buffer[..len];
+        let there = spool.read_exact_at(bytes, at).is_ok();
+        let slow = &mut self.slow;
+        self.pipes.retain(|(key, pipe)| {
+            let done = if there { write(pipe, bytes) } else { Ok(0) };
+            let whole = done == Ok(len);
+            // One that has closed this stream may want the other.
+            if !whole && done != Err(Errno::EPIPE) {
+                slow.push(*key);
+            }
+            whole
+        });
+        self.shrink();
+    }
+
+    /// Those who were cut off since the last time.
+    pub(crate) fn slow(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.slow)
+    }
+}
+
+/// An attached client, apart from its output.
+pub(crate) struct Client {
+    /// What it types into the terminal.
+    input: Option<OwnedFd>,
+    /// The terminal has no room for it at the moment.
+    waits: bool,
+    /// With it goes the container's stdin.
+    pub(crate) once: bool,
+}
+
+impl Client {
+    /// It has gone, but not all that it has typed has come through.
+    pub(crate) fn lingers(&self) -> bool {
+        self.input.is_some()
+    }
+}
+
+impl Monitor {
+    /// Attaches a client; what is handed over to it, or why nothing is.
+    pub(crate) fn attach_client(
+        &mut self,
+        key: u32,
+        wanted: Wanted,
+        size: Option<Size>,
+    ) -> Result<(Client, Named), String> {
+        let there = matches!(
+            self.phase(),
+            Phase::PHASE_CREATED | Phase::PHASE_STARTING | Phase::PHASE_RUNNING
+        );
+        if !there || self.state.now.exit.is_some() {
+            return Err(format!("container {} is not running", self.config.id));
+        }
+        if self.sessions.client_keys(|_| true).len() >= MAX_CLIENTS {
+            return Err(format!(
+                "{MAX_CLIENTS} clients are attached to container {} already",
+                self.config.id
+            ));
+        }
+        self.resize_terminal(size);
+        // What was written before is for the log alone.
+        if self.config.terminal {
+            self.pump_tty();
+        }
+        self.pump(0);
+        self.pump(1);
+        let attached = self.try_attach(key, wanted);
+        attached.map_err(|e| {
+            self.sources.iter_mut().for_each(|s| s.taps.remove(key));
+            format!("attach: {e}")
+        })
+    }
+
+    fn try_attach(&mut self, key: u32, wanted: Wanted) -> io::Result<(Client, Named)> {
+        let mut client = Client { input: None, waits: false, once: false };
+        let mut theirs = Named::new();
+        let terminal = self.config.terminal;
+        for (n, name, wanted) in
+            [(0, "stdout", wanted.stdout), (1, "stderr", wanted.stderr && !terminal)]
+        {
+            if wanted {
+                let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+                // Less room where the kernel grants no more.
+                let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(CLIENT_ROOM));
+                if self.sources[n].pipe.is_some() {
+                    self.sources[n].taps.add(key, write);
+                }
+                theirs.push((name, read));
+            }
+        }
+        if !wanted.stdin || !self.config.stdin {
+            return Ok((client, theirs));
+        }
+        if terminal {
+            let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+            self.poller.add(&read, Token::Input(key))?;
+            client.input = Some(read);
+            theirs.push(("stdin", write));
+        } else if let Some(stdin) = &self.stdin
+            && !self.state.now.stdin_taken
+        {
+            theirs.push(("stdin", stdin.try_clone()?));
+            if self.config.stdin_once {
+                client.once = true;
+                self.state.now.stdin_taken = true;
+                self.save();
+            }
+        }
+        Ok((client, theirs))
+    }
+
+    fn resize_terminal(&self, size: Option<Size>) {
+        if let (Some(size), Some(tty)) = (size, &self.tty) {
+            let _ = sys::tty::resize(&tty.master, size);
+        }
+    }
+
+    /// A client has said something. What a later release may say beyond it is passed over.
+    pub(crate) fn client_speaks(&mut self, words: &[&str], once: bool) {
+        match *words {
+            ["SIZE", rows, columns] => self.resize_terminal(crate::session::size(rows, columns)),
+            ["EOF"] if once => self.close_stdin(),
+            _ => {}
+        }
+    }
+
+    /// Closes the container's stdin for good.
+    fn close_stdin(&mut self) {
+        if self.stdin.take().is_some() {
+            self.keeper.drop_spare("stdin");
+            self.note_pipes();
+            self.save();
+        }
+    }
+
+    /// A client has gone: it gets no more. What it has typed still goes to the terminal.
+    pub(crate) fn client_left(&mut self, key: u32, once: bool) {
+        self.sources.iter_mut().for_each(|s| s.taps.remove(key));
+        if once {
+            self.close_stdin();
+        }
+    }
+
+    /// One whose room was used up is told so, and is attached no more.
+    pub(crate) fn cut_slow(&mut self, n: usize) {
+        for key in self.sources[n].taps.slow() {
+            let text = "the output was not taken fast enough";
+            if let Some(client) = self.sessions.end_client(key, "SLOW", text) {
+                self.client_left(key, client.once);
+            }
+        }
+    }
+
+    /// The container has ended, and its last output has been passed on.
+    pub(crate) fn end_clients(&mut self) {
+        self.sources.iter_mut().for_each(|s| s.taps.clear());
+        let code = self.state.now.exit.as_ref().map_or(255, |e| e.code).to_string();
+        for key in self.sessions.client_keys(|_| true) {
+            self.sessions.end_client(key, "EXIT", &code);
+        }
+    }
+
+    // --- what clients type into a terminal
+
+    /// Moves what a client has typed to the terminal, as far as there is room.
+    pub(crate) fn pump_input(&mut self, key: u32) {
+        let Monitor { sessions, tty, poller, .. } = self;
+        let Some(client) = sessions.client(key) else { return };
+        let Some(input) = &client.input else { return };
+        let moved = tty.as_ref().map_or(Moved::End, |tty| type_into(input, &tty.master));
+        match moved {
+            Moved::Full if !client.waits => {
+                client.waits = true;
+                poller.remove(input);
+                self.watch_tty();
+            }
+            Moved::Empty | Moved::More if client.waits => {
+                client.waits = poller.add(input, Token::Input(key)).is_err();
+            }
+            Moved::End => {
+                client.input = None;
+                sessions.sweep();
+            }
+            _ => {}
+        }
+    }
+
+    /// Has somebody typed more than the terminal takes?
+    pub(crate) fn typing_waits(&self) -> bool {
+        !self.sessions.client_keys(|c| c.waits).is_empty()
+    }
+
+    /// The terminal may have room again.
+    pub(crate) fn pump_inputs(&mut self) {
+        let waiting = self.sessions.client_keys(|c| c.waits);
+        if waiting.is_empty() {
+            return;
+        }
+        for key in waiting {
+            self.pump_input(key);
+        }
+        if let Some(tty) = &self.tty
+            && !self.typing_waits()
+        {
+            let _ = self.poller.set_writable(&tty.master, Token::Tty, false);
+        }
+    }
+}
+
+/// Moves from a client's pipe to a terminal. `Full`: it has no room, `End`: nothing more comes, or
+/// nobody takes it.
+fn type_into(input: &OwnedFd, master: &OwnedFd) -> Moved {
+    for _ in 0..TURNS {
+        match splice(input, None, master, None, CHUNK, SpliceFFlags::SPLICE_F_NONBLOCK) {
+            Ok(0) => return Moved::End,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => {
+                let some = sys::pipe::readable(input.as_fd()).is_ok_and(|n| n > 0);
+                return if some { Moved::Full } else { Moved::Empty };
+            }
+            Err(_) => return Moved::End,
+        }
+    }
+    Moved::More
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn tap(taps: &mut Taps, key: u32) -> File {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+        taps.add(key, write);
+        read.into()
+    }
+
+    #[test]
+    fn a_full_pipe_costs_its_client_alone() {
+        let spool = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..CHUNK as u32).map(|n| (n % 251) as u8).collect();
+        spool.write_all_at(&bytes, 5).unwrap();
+        let mut taps = Taps::default();
+        taps.copy(&spool, 5, CHUNK);
+        assert!(taps.buffer.is_empty());
+        let (mut taken, stuck, closed) = (tap(&mut taps, 1), tap(&mut taps, 2), tap(&mut taps, 3));
+        drop(closed);
+        let mut got = vec![0; CHUNK];
+        for round in 0..3 {
+            taps.copy(&spool, 5, CHUNK);
+            taken.read_exact(&mut got).unwrap();
+            assert_eq!(got, bytes);
+            // A pipe holds one such piece by default. One that was closed is not slow.
+            assert_eq!(taps.slow(), if round == 1 { vec![2] } else { vec![] });
+        }
+        let mut all = Vec::new();
+        (&stuck).read_to_end(&mut all).unwrap();
+        assert_eq!(all, bytes, "what it had room for, and then its end");
+        taps.copy(&spool, 5, 3);
+        taps.remove(1);
+        let mut rest = Vec::new();
+        taken.read_to_end(&mut rest).unwrap();
+        assert_eq!(rest, &bytes[..3]);
+        assert!(taps.buffer.capacity() == 0 && taps.pipes.is_empty());
+        // What cannot be read from the spool nobody is to take for all that there was.
+        let _reader = tap(&mut taps, 4);
+        taps.copy(&spool, 5 + CHUNK as u64, 1);
+        assert_eq!(taps.slow(), [4]);
+    }
+}
