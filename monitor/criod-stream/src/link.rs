@@ -24,7 +24,7 @@ pub(crate) trait Framed {
     fn eof(&mut self);
     fn output(&mut self) -> &[u8];
     fn sent(&mut self, n: usize);
-    fn done(&self) -> bool;
+    fn done(&mut self) -> bool;
 }
 
 macro_rules! framed {
@@ -51,7 +51,7 @@ macro_rules! framed {
             fn sent(&mut self, n: usize) {
                 <$session>::sent(self, n);
             }
-            fn done(&self) -> bool {
+            fn done(&mut self) -> bool {
                 <$session>::done(self)
             }
         }
