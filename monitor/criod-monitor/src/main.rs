@@ -18,7 +18,8 @@
 //! | `life`    | the container's phases, from create to delete                  |
 //! | `takeover`| what a successor finds and how it goes on                      |
 //! | `exec`    | commands run in the container                                  |
-//! | `session` | commands whose streams others carry, and their socket          |
+//! | `session` | the socket of those who carry streams                          |
+//! | `command` | commands whose streams they carry                              |
 //! | `attach`  | clients that are attached to the container                     |
 //! | `output`  | pipes, terminal and spools                                     |
 //! | `logger`  | spools to log file                                             |
@@ -34,6 +35,7 @@
 
 mod attach;
 mod cgroup;
+mod command;
 mod end;
 mod exec;
 mod keeper;

@@ -1,20 +1,20 @@
-//! Sessions whose streams others carry: the socket `stream.sock`, and commands run through it.
+//! Sessions whose streams others carry: the socket `stream.sock`.
 //!
 //! ```text
 //!          EXEC, ATTACH            GO
-//! connects ────────────▶ prepared ────▶ exec: `runtime exec --detach` ──ok──▶ runs ──ends──▶ over
-//!    │ too late, too many   │               │ fails                OK + streams     EXIT code
-//!    ▼                      ▼               ▼
+//! connects ────────────▶ prepared ────▶ modules `command`, `attach`: OK + streams ──▶ EXIT code
+//!    │ too late, too many   │               │
+//!    ▼                      ▼               ▼ cannot be
 //!  closed                 closed          ERR text
 //! ```
 //! The connection is made by criod, which asks for what the session is to be, and hands it over to
-//! the one that carries the streams, which says when to begin. What comes then are messages of
+//! the one that carries the streams, which says when to begin. All are messages of
 //! `sys::seqpacket`:
 //!
 //! | to the monitor                   | with it         | what                                     |
 //! |----------------------------------|-----------------|------------------------------------------|
 //! | `EXEC tty stdin stdout stderr`   | OCI process     | the streams that are wanted, each 0 or 1 |
-//! | `ATTACH stdin stdout stderr`     |                 | module `attach`                          |
+//! | `ATTACH stdin stdout stderr`     |                 | the same                                 |
 //! | `GO`, `GO rows columns`          |                 | begin, with a terminal of this size      |
 //!
 //! | from the monitor                 | with it         | what                                     |
@@ -22,43 +22,28 @@
 //! | `OK name…`                       | one for each    | `stdin`, `stdout`, `stderr`; or `tty`    |
 //! | `ERR text`                       |                 | it could not begin                       |
 //! | `EXIT code`                      |                 | it is over; 128 + the signal             |
-//! | `SLOW text`                      |                 | module `attach`                          |
 //!
-//! A command's pipes and its terminal's master are handed over, and none is kept here: no byte of
-//! them passes the monitor, and when the one at the other end goes, the kernel closes the
-//! command's stdin, or hangs its terminal up. The command itself is not ended by that, but reaped
-//! whenever it ends. With the container's init every command ends. Descriptors that are handed
-//! over do not block.
+//! After `ERR` and `EXIT` the connection is closed. Descriptors that are handed over do not block.
 
-use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use sys::seqpacket::Conn;
 use sys::tty::Size;
 
 use crate::attach::Client;
-use crate::exec::exit_code;
-use crate::life::{Job, console_for_runtime};
+use crate::command::Command;
 use crate::monitor::Monitor;
 use crate::poller::Token;
-use crate::runtime::Stdio3;
 
 /// Connections that have not begun, at a time. For one more the oldest goes.
 const MAX_PREPARED: usize = 64;
 /// How long a connection may take to begin.
 const PREPARED: Duration = Duration::from_secs(300);
-/// The longest process object, in bytes.
-const MAX_PROCESS: u64 = 4 << 20;
-/// What a command's pipe holds, in bytes: four times what it would by default, so that those at its
-/// ends take turns less often.
-const PIPE: i32 = 256 << 10;
 /// The longest text that is sent, in bytes.
 const MAX_TEXT: usize = 8 << 10;
 
@@ -66,17 +51,17 @@ const MAX_TEXT: usize = 8 << 10;
 pub(crate) struct Sessions {
     listener: Option<OwnedFd>,
     /// By age.
-    all: Vec<Session>,
+    pub(crate) all: Vec<Session>,
 }
 
-struct Session {
-    key: u32,
+pub(crate) struct Session {
+    pub(crate) key: u32,
     /// `None`: the one who carries the streams has gone.
-    conn: Option<Conn>,
-    kind: Kind,
+    pub(crate) conn: Option<Conn>,
+    pub(crate) kind: Kind,
 }
 
-enum Kind {
+pub(crate) enum Kind {
     /// Not begun; closed at `until`, in nanoseconds of boot time.
     Prepared {
         asked: Option<Asked>,
@@ -87,7 +72,7 @@ enum Kind {
 }
 
 /// What a session is to be.
-enum Asked {
+pub(crate) enum Asked {
     Attach(Wanted),
     Exec { tty: bool, wanted: Wanted, process: OwnedFd },
 }
@@ -103,30 +88,12 @@ pub(crate) struct Wanted {
 /// Descriptors and what they are called.
 pub(crate) type Named = Vec<(&'static str, OwnedFd)>;
 
-/// A command in the container.
-struct Command {
-    /// 0 until the runtime has started it.
-    pid: i32,
-    tty: bool,
-    size: Option<Size>,
-    console: Console,
-    /// What is handed over when it has been started.
-    ours: Named,
-}
-
-/// Where the terminal of a command that is being started comes from.
-enum Console {
-    None,
-    Listens(OwnedFd),
-    Sends(Conn),
-}
-
 impl Sessions {
-    fn find(&mut self, key: u32) -> Option<&mut Session> {
+    pub(crate) fn find(&mut self, key: u32) -> Option<&mut Session> {
         self.all.iter_mut().find(|s| s.key == key)
     }
 
-    fn take(&mut self, key: u32) -> Option<Session> {
+    pub(crate) fn take(&mut self, key: u32) -> Option<Session> {
         let at = self.all.iter().position(|s| s.key == key)?;
         Some(self.all.remove(at))
     }
@@ -159,6 +126,13 @@ impl Sessions {
     pub(crate) fn client_keys(&self, which: impl Fn(&Client) -> bool) -> Vec<u32> {
         let is = |s: &&Session| matches!(&s.kind, Kind::Client(c) if which(c));
         self.all.iter().filter(is).map(|s| s.key).collect()
+    }
+
+    pub(crate) fn command(&mut self, key: u32) -> Option<&mut Command> {
+        match self.find(key) {
+            Some(Session { kind: Kind::Command(command), .. }) => Some(command),
+            _ => None,
+        }
     }
 
     pub(crate) fn client(&mut self, key: u32) -> Option<&mut Client> {
@@ -289,14 +263,14 @@ impl Monitor {
     }
 
     /// Says why not, and closes.
-    fn refuse_session(&mut self, key: u32, text: &str) {
+    pub(crate) fn refuse_session(&mut self, key: u32, text: &str) {
         if let Some(Session { conn: Some(conn), .. }) = self.sessions.take(key) {
             let _ = say(&conn, "ERR", text);
             hang_up(&conn);
         }
     }
 
-    fn session_hung_up(&mut self, key: u32) {
+    pub(crate) fn session_hung_up(&mut self, key: u32) {
         let Some(session) = self.sessions.find(key) else { return };
         session.conn = None;
         let once = match &session.kind {
@@ -309,176 +283,11 @@ impl Monitor {
         self.sessions.sweep();
     }
 
-    // --- commands
-
-    fn begin_command(
-        &mut self,
-        key: u32,
-        tty: bool,
-        wanted: Wanted,
-        process: OwnedFd,
-        size: Option<Size>,
-    ) -> Result<Command, String> {
-        self.may_exec().map_err(|refusal| refusal.message)?;
-        self.try_command(key, tty, wanted, process, size).map_err(|e| {
-            self.remove_exec_files(key, &["process", "pid", "log", "console", "run"]);
-            format!("exec: {e}")
-        })
-    }
-
-    fn try_command(
-        &mut self,
-        key: u32,
-        tty: bool,
-        wanted: Wanted,
-        process: OwnedFd,
-        size: Option<Size>,
-    ) -> io::Result<Command> {
-        let mut process = read_process(process.into())?;
-        let mut command = Command { pid: 0, tty, size, console: Console::None, ours: Vec::new() };
-        let mut stdio = Stdio3::default();
-        self.note_exec(key)?;
-        if tty {
-            if let Some(size) = size {
-                process = with_size(process, size);
-            }
-            let console = self.exec_file(key, "console");
-            let listener = self.listen_for_console(&console, Token::SessionConsole(key))?;
-            command.console = Console::Listens(listener);
-            let console = console_for_runtime(&console, &self.config.bundle);
-            self.run_exec(key, &process, &["--tty", "--console-socket", &console], stdio)?;
-            return Ok(command);
-        }
-        if wanted.stdin {
-            let (read, write) = sys::pipe::to_container()?;
-            // Less where the kernel grants no more.
-            let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
-            stdio.stdin = Some(read);
-            command.ours.push(("stdin", write));
-        }
-        for (name, wanted, end) in [
-            ("stdout", wanted.stdout, &mut stdio.stdout),
-            ("stderr", wanted.stderr, &mut stdio.stderr),
-        ] {
-            if wanted {
-                let (read, write) = sys::pipe::for_container()?;
-                let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
-                *end = Some(write);
-                command.ours.push((name, read));
-            }
-        }
-        self.run_exec(key, &process, &[], stdio)?;
-        Ok(command)
-    }
-
-    /// The runtime has connected to a command's console socket, or sends the terminal.
-    pub(crate) fn take_session_console(&mut self, key: u32) {
-        let Monitor { sessions, poller, .. } = self;
-        let Some(Session { kind: Kind::Command(command), .. }) = sessions.find(key) else { return };
-        if let Console::Listens(listener) = &command.console {
-            // It sends when it has made the terminal: that may take a while, or be never.
-            if let Ok(conn) = sys::seqpacket::accept(listener.as_fd())
-                && poller.add(&conn, Token::SessionConsole(key)).is_ok()
-            {
-                command.console = Console::Sends(conn);
-            }
-            return;
-        }
-        let Console::Sends(conn) = &command.console else { return };
-        match conn.recv_fd() {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => {}
-            Ok(master) => {
-                if let Some(size) = command.size {
-                    let _ = sys::tty::resize(&master, size);
-                }
-                if sys::pipe::set_nonblocking(master.as_fd()).is_ok() {
-                    command.ours.push(("tty", master));
-                }
-            }
-        }
-        command.console = Console::None;
-    }
-
-    /// The runtime has started a command, or failed to.
-    pub(crate) fn session_started(
-        &mut self,
-        key: u32,
-        pid: Result<i32, String>,
-        status: Option<i32>,
-    ) {
-        // The terminal was sent before, even where we have not come to take it yet.
-        self.take_session_console(key);
-        self.take_session_console(key);
-        let ended = self.state.now.exit.is_some();
-        let Some(Session { kind: Kind::Command(command), conn, .. }) = self.sessions.find(key)
-        else {
-            return;
-        };
-        command.console = Console::None;
-        let ours = std::mem::take(&mut command.ours);
-        let pid = match pid {
-            Ok(pid) if command.tty && ours.is_empty() => {
-                sys::proc::kill_tree(pid);
-                Err("the runtime sent no terminal".into())
-            }
-            // It was killed, for the container has ended.
-            Err(_) if ended => Err(format!("container {} is not running", self.config.id)),
-            pid => pid,
-        };
-        match pid {
-            Ok(pid) => {
-                command.pid = pid;
-                if ended {
-                    sys::proc::kill_tree(pid);
-                }
-                if let Some(conn) = conn
-                    && hand_over(conn, &ours).is_err()
-                {
-                    self.session_hung_up(key);
-                }
-                drop(ours);
-                if let Some(status) = status {
-                    self.session_ended(pid, status);
-                }
-            }
-            Err(text) => {
-                self.remove_exec_files(key, &["run"]);
-                self.refuse_session(key, &text);
-            }
-        }
-    }
-
-    /// A child has ended; true: it was the process of a session.
-    pub(crate) fn session_ended(&mut self, pid: i32, status: i32) -> bool {
-        let is = |s: &&Session| matches!(&s.kind, Kind::Command(c) if c.pid == pid);
-        let Some(key) = self.sessions.all.iter().find(is).map(|s| s.key) else { return false };
-        self.remove_exec_files(key, &["run"]);
-        self.end_session(key, exit_code(status));
-        true
-    }
-
-    fn end_session(&mut self, key: u32, code: i32) {
+    /// Says how a command has ended, and closes.
+    pub(crate) fn end_session(&mut self, key: u32, code: i32) {
         if let Some(Session { conn: Some(conn), .. }) = self.sessions.take(key) {
             let _ = say(&conn, "EXIT", &code.to_string());
             hang_up(&conn);
-        }
-    }
-
-    /// Init has ended, or the container is being deleted: no command outlives it.
-    pub(crate) fn kill_sessions(&mut self, trees: bool) {
-        for session in &self.sessions.all {
-            let Kind::Command(command) = &session.kind else { continue };
-            if command.pid == 0 {
-                let job = self.jobs.iter().find(|r| r.job == Job::Exec(session.key));
-                job.into_iter().for_each(|running| sys::proc::kill_tree(running.pid));
-            } else if trees || self.config.cgroups.is_empty() {
-                sys::proc::kill_tree(command.pid);
-            } else {
-                // What it has started ends with the container's pid namespace or cgroup. It is our
-                // child and not reaped, so the pid is its own.
-                sys::proc::signal(command.pid, Signal::SIGKILL);
-            }
         }
     }
 
@@ -528,28 +337,6 @@ pub(crate) fn size(rows: &str, columns: &str) -> Option<Size> {
     Some(Size { rows: rows.parse().ok()?, columns: columns.parse().ok()? })
 }
 
-/// Reads an OCI process object from the start of a file, which is a memfd.
-fn read_process(file: File) -> io::Result<Vec<u8>> {
-    let invalid = |text: &str| io::Error::new(io::ErrorKind::InvalidInput, text);
-    let meta = file.metadata()?;
-    if !meta.is_file() || meta.len() > MAX_PROCESS {
-        return Err(invalid("the process is no file, or too long"));
-    }
-    let mut bytes = vec![0; usize::try_from(meta.len()).map_err(io::Error::other)?];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes)
-}
-
-/// Puts a terminal's size into a process object.
-fn with_size(process: Vec<u8>, size: Size) -> Vec<u8> {
-    let Some(open) = process.iter().position(|b| *b == b'{') else { return process };
-    let (before, rest) = process.split_at(open + 1);
-    // An object of nothing would need no comma; it is no process either.
-    let Size { rows, columns } = size;
-    let member = format!("\"consoleSize\":{{\"height\":{rows},\"width\":{columns}}},");
-    [before, member.as_bytes(), rest].concat()
-}
-
 /// Sends a word and a text.
 fn say(conn: &Conn, word: &str, text: &str) -> io::Result<()> {
     let mut end = text.len().min(MAX_TEXT);
@@ -560,7 +347,7 @@ fn say(conn: &Conn, word: &str, text: &str) -> io::Result<()> {
 }
 
 /// Sends descriptors and their names.
-fn hand_over(conn: &Conn, fds: &[(&'static str, OwnedFd)]) -> io::Result<()> {
+pub(crate) fn hand_over(conn: &Conn, fds: &[(&'static str, OwnedFd)]) -> io::Result<()> {
     let mut words = vec!["OK"];
     words.extend(fds.iter().map(|(name, _)| name));
     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(|(_, fd)| fd.as_fd()).collect();
@@ -622,18 +409,5 @@ mod tests {
         assert!(got[0] == "EXIT" && got[1].starts_with(" xö") && got[1].len() <= MAX_TEXT);
         assert!(client.recv().unwrap().is_none());
         assert!(client.send(&["SIZE", "1", "2"], &[]).is_err());
-    }
-
-    #[test]
-    fn a_process_gets_its_size() {
-        let size = Size { rows: 5, columns: 7 };
-        let with = with_size(b" {\"args\":[]}".to_vec(), size);
-        assert_eq!(with, b" {\"consoleSize\":{\"height\":5,\"width\":7},\"args\":[]}");
-        assert_eq!(with_size(b"[]".to_vec(), size), b"[]");
-        let (reader, _writer) = std::io::pipe().unwrap();
-        assert!(read_process(File::from(OwnedFd::from(reader))).is_err());
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(MAX_PROCESS + 1).unwrap();
-        assert!(read_process(file).is_err());
     }
 }

@@ -168,16 +168,21 @@ async fn signals_may_go_through_the_runtime() {
     delete(&c).await;
 }
 
-#[tokio::test]
-async fn crun_runs_them_as_well() {
-    let keeper = Keeper::default();
+/// crun as the runtime.
+pub(super) fn crun(keeper: &Keeper) -> Options {
     let path = keeper.dir.path().join("crun");
     // It refuses a machine that has cgroups of both versions: it gets one without the second.
     let script = "#!/bin/sh\nexec unshare -m sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null && mount -t tmpfs none /sys/fs/cgroup/unified; \
                   exec crun \"$@\"' sh \"$@\"\n";
     fs::write(&path, script).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    let options = Options { runtime: path.to_str().unwrap().into(), ..Options::default() };
+    Options { runtime: path.to_str().unwrap().into(), ..Options::default() }
+}
+
+#[tokio::test]
+async fn crun_runs_them_as_well() {
+    let keeper = Keeper::default();
+    let options = crun(&keeper);
     let script = "i=0; while [ $i -lt 500 ]; do i=$((i+1)); echo line $i; done; echo up; \
                   trap 'exit 9' TERM; while :; do sleep 0.05; done";
     let mut c = Container::new(&keeper, script, &options);

@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use sys::seqpacket::Conn;
 use sys::tty::Size;
 
-use super::runtimes::Fake;
+use super::runtimes::{Fake, crun};
 use super::*;
 
 /// What was handed over, by name.
@@ -493,6 +493,39 @@ async fn a_dead_monitor_ends_them_and_the_next_one_serves() {
         assert_eq!(read_all(streams.get_mut("stdout").unwrap()), "again\n");
         assert_eq!(exit(&conn), Some(2));
     }
+    delete(&c).await;
+}
+
+#[tokio::test]
+async fn crun_hands_streams_over_as_well() {
+    let keeper = Keeper::default();
+    let c = Container::new(&keeper, "exec sleep 1000", &crun(&keeper));
+    start(&c).await;
+    let before = idle_descriptors(&c);
+    let (conn, mut streams) = exec(&c, &["/bin/sh", "-c", "cat; echo err >&2; exit 7"]);
+    let mut stdin = streams.remove("stdin").unwrap();
+    write_all(&mut stdin, b"hello\n");
+    drop(stdin);
+    assert_eq!(read_all(streams.get_mut("stdout").unwrap()), "hello\n");
+    assert_eq!(read_all(streams.get_mut("stderr").unwrap()), "err\n");
+    assert_eq!(exit(&conn), Some(7));
+    let conn = prepare_tty(&c, &["/bin/sh", "-c", "stty size; read line; echo got $line; exit 8"]);
+    let mut tty = go(&conn, &["GO", "33", "77"]).unwrap().remove("tty").unwrap();
+    read_until(&mut tty, "33 77\r\n");
+    write_all(&mut tty, b"x\n");
+    assert!(read_all(&mut tty).ends_with("got x\r\n"));
+    assert_eq!(exit(&conn), Some(8));
+    for conn in [prepare(&c, ["0", "1", "1"], &["/bin/nope"]), prepare_tty(&c, &["/bin/nope"])] {
+        let text = go(&conn, &["GO"]).unwrap_err();
+        assert!(text.contains("/bin/nope"), "{text}");
+    }
+    let (conn, streams) = exec(&c, &SLEEP);
+    idle_again(&c, before + 1);
+    assert_eq!(files(&c).len(), 1);
+    stop(&c, 0).await;
+    assert_eq!(exit(&conn), Some(137));
+    drop(streams);
+    wait(&c).await;
     delete(&c).await;
 }
 
