@@ -116,11 +116,11 @@ impl<K: Copy + Eq + Hash> Inboxes<K> {
         if inbox.discard || bytes.is_empty() {
             return;
         }
-        inbox.kept.extend(bytes);
-        self.kept += bytes.len();
-        if !inbox.told {
+        if inbox.kept.is_empty() && !inbox.told {
             self.due.push_back(key);
         }
+        inbox.kept.extend(bytes);
+        self.kept += bytes.len();
     }
 
     /// Where the rest of what was told last lies, for [`settle`](Self::settle).

@@ -56,7 +56,8 @@ pub struct Limits {
     pub streams: u32,
     /// Window that each stream is given, in bytes.
     pub stream_window: u32,
-    /// Window that all streams together are given, in bytes.
+    /// Window that all streams together are given, in bytes; more than
+    /// [`INITIAL_WINDOW`], or a peer that is like this side does not see that there is one.
     pub session_window: u32,
 }
 
@@ -702,3 +703,7 @@ fn data_head(stream: u32, length: usize, flags: u8) -> [u8; 8] {
     let [_, l @ ..] = u32::try_from(length).unwrap_or_default().to_be_bytes();
     [a, b, c, d, flags, l[0], l[1], l[2]]
 }
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
