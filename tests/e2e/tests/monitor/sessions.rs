@@ -509,9 +509,12 @@ async fn crun_hands_streams_over_as_well() {
     assert_eq!(read_all(streams.get_mut("stdout").unwrap()), "hello\n");
     assert_eq!(read_all(streams.get_mut("stderr").unwrap()), "err\n");
     assert_eq!(exit(&conn), Some(7));
-    let conn = prepare_tty(&c, &["/bin/sh", "-c", "stty size; read line; echo got $line; exit 8"]);
+    // It may start the command before the terminal has its size.
+    let script = "until test \"$(stty size)\" = '33 77'; do sleep 0.02; done; \
+                  echo sized; read line; echo got $line; exit 8";
+    let conn = prepare_tty(&c, &["/bin/sh", "-c", script]);
     let mut tty = go(&conn, &["GO", "33", "77"]).unwrap().remove("tty").unwrap();
-    read_until(&mut tty, "33 77\r\n");
+    read_until(&mut tty, "sized\r\n");
     write_all(&mut tty, b"x\n");
     assert!(read_all(&mut tty).ends_with("got x\r\n"));
     assert_eq!(exit(&conn), Some(8));
