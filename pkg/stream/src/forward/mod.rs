@@ -315,9 +315,7 @@ impl Session {
                 Some(Step::Closed(id)) => self.inbox.close(id),
                 Some(Step::Reset(id)) => {
                     self.forget(id);
-                    if !self.over {
-                        return Ok(Some(Told::Reset(id)));
-                    }
+                    return Ok(Some(Told::Reset(id)));
                 }
                 Some(Step::Dropped(id)) => self.forget(id),
                 Some(Step::Opened(..) | Step::Silent) => {}

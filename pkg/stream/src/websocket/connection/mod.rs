@@ -395,5 +395,4 @@ fn unmask(bytes: &mut [u8], key: [u8; 4]) {
 }
 
 #[cfg(test)]
-#[path = "tests.rs"]
 mod tests;

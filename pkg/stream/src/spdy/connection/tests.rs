@@ -1,6 +1,8 @@
 //! Two connections against each other, frames cut anywhere, windows, and hostile peers.
 
+use super::send::data_head;
 use super::*;
+use crate::spdy::{FRAME_DATA, OUTPUT_LIMIT};
 use proptest::prelude::*;
 
 const LIMITS: Limits =
