@@ -34,6 +34,8 @@ const CUT: Duration = Duration::from_secs(30);
 const BACKLOG: usize = 4 * 1024 * 1024;
 /// Bytes that are read ahead in one call.
 const CHUNK: usize = 64 * 1024;
+/// Output is read while less than this waits for the socket.
+const TOGETHER: usize = 64 * 1024;
 /// Passes between two looks at what else has happened.
 const PASSES: usize = 16;
 
@@ -68,6 +70,8 @@ struct Tunnel {
     /// The size that is still to be passed on.
     size: Option<Size>,
     stdin_closed: bool,
+    /// In which order the outputs are read.
+    order: [Channel; 2],
     /// Output of an attach that waits: of stdout, of stderr.
     backlog: [VecDeque<u8>; 2],
     /// How it has ended, once it has.
@@ -97,6 +101,7 @@ pub(crate) fn run(
         ends: Ends::default(),
         size: None,
         stdin_closed: false,
+        order: [Channel::Stdout, Channel::Stderr],
         backlog: Default::default(),
         outcome: None,
         limit: Some(Instant::now() + STREAMS),
@@ -179,7 +184,9 @@ impl Tunnel {
         moved |= self.link.input().map_err(|_| Gone(None))?;
         moved |= self.events()?;
         moved |= self.input();
-        for channel in [Channel::Stdout, Channel::Stderr] {
+        // Whoever comes first may fill the buffer.
+        self.order.reverse();
+        for channel in self.order {
             moved |= match self.kind {
                 Kind::Exec => self.output(channel),
                 Kind::Attach => self.collect(channel),
@@ -392,29 +399,36 @@ impl Tunnel {
             return matches!(self.ends.read(channel, &mut [0; 4096]), Got::Bytes(_) | Got::End);
         }
         let session = &mut self.link.session;
-        let space = session.send_space(channel);
-        if space.is_empty() {
-            return false;
-        }
-        match self.ends.read(channel, space) {
-            Got::Bytes(n) => session.send_filled(channel, n),
-            Got::Nothing => {
-                session.send_filled(channel, 0);
-                return false;
+        let mut moved = false;
+        // What comes in small pieces goes out together; and while the socket takes no more, to read
+        // more would only mean to move it about.
+        while session.output().len() < TOGETHER {
+            let space = session.send_space(channel);
+            if space.is_empty() {
+                break;
             }
-            Got::End => {
-                session.send_filled(channel, 0);
-                session.close(channel);
+            match self.ends.read(channel, space) {
+                Got::Bytes(n) => session.send_filled(channel, n),
+                Got::Nothing => {
+                    session.send_filled(channel, 0);
+                    break;
+                }
+                Got::End => {
+                    session.send_filled(channel, 0);
+                    session.close(channel);
+                    return true;
+                }
             }
+            moved = true;
         }
-        true
+        moved
     }
 
     /// Output of an attach: into the session where it has room, else into the backlog.
     fn collect(&mut self, channel: Channel) -> bool {
         let waiting = &mut self.backlog[slot(channel)];
         let mut moved = false;
-        while !waiting.is_empty() {
+        while !waiting.is_empty() && self.link.session.output().len() < TOGETHER {
             let n = self.link.session.send(channel, waiting.as_slices().0);
             if n == 0 {
                 break;
@@ -426,8 +440,8 @@ impl Tunnel {
             if waiting.capacity() > 0 {
                 *waiting = VecDeque::new();
             }
-            if self.link.session.room(channel) > 0 {
-                return self.output(channel) || moved;
+            if self.output(channel) {
+                return true;
             }
         }
         if !self.ends.readable(channel) {
