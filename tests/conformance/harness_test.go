@@ -84,6 +84,7 @@ func runAll(m *testing.M) (int, error) {
 	rawImages = cri.NewImageServiceClient(conn)
 
 	code := m.Run()
+	os.RemoveAll(podServerDir)
 	// Each test removes what it made: see whether that is so.
 	pods, err := runtime.ListPodSandbox(ctx, nil)
 	if err != nil {
