@@ -1,12 +1,13 @@
 //! What the verbs take on the command line.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
-use crate::quantity::{self, Cpus, Env, Memory, Port, User, Volume};
+use crate::quantity::{self, Cpus, Env, Forward, Memory, Port, User, Volume};
 
 /// A verb and what it was given.
 #[derive(Debug, Subcommand)]
@@ -27,8 +28,17 @@ pub(crate) enum Verb {
     Inspect(InspectArgs),
     /// Show the output of a container
     Logs(LogsArgs),
-    /// Run a command in a container, and show its output when it has ended
+    /// Run a command in a container
+    ///
+    /// Its exit code is that of this command; 127 where there is no such command, 125 where
+    /// something else fails.
     Exec(ExecArgs),
+    /// See what a container prints from now on, and type to it
+    ///
+    /// Where the container ends meanwhile, its exit code is that of this command.
+    Attach(AttachArgs),
+    /// Forward ports of this machine to a pod
+    PortForward(PortForwardArgs),
     /// Pull an image
     Pull(PullArgs),
     /// Stop containers or pods
@@ -54,6 +64,8 @@ impl Verb {
             Verb::Inspect(a) => a.link.clone(),
             Verb::Logs(a) => a.link.clone(),
             Verb::Exec(a) => Link { runtime_endpoint: a.runtime_endpoint.clone(), timeout: None },
+            Verb::Attach(a) => a.link.clone(),
+            Verb::PortForward(a) => a.link.clone(),
             Verb::Pull(a) => a.link.clone(),
             Verb::Stop(a) => a.link.clone(),
             Verb::Rm(a) => a.link.clone(),
@@ -243,14 +255,38 @@ pub(crate) struct LogsArgs {
     pub(crate) id: String,
 }
 
+/// How the runtime's streaming server is verified where its URL is https.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct StreamTls {
+    /// Also trust the authorities in this file (PEM) for an encrypted stream
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stream_ca: Option<PathBuf>,
+    /// The certificate to show for an encrypted stream (PEM)
+    #[arg(long, value_name = "FILE", requires = "stream_key")]
+    pub(crate) stream_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "stream_cert")]
+    pub(crate) stream_key: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ExecArgs {
     /// The runtime's socket [env: CONTAINER_RUNTIME_ENDPOINT] [default: unix:///run/crio/crio.sock]
     #[arg(short = 'R', long, value_name = "ENDPOINT")]
     pub(crate) runtime_endpoint: Option<String>,
-    /// How long the command may take, such as 30s or 2m [default: no limit]
+    /// Let the runtime end the command after so long, such as 30s or 2m; its output comes when it
+    /// has ended [default: no limit, and output as it comes]
     #[arg(long, value_name = "DURATION", value_parser = quantity::duration)]
+    #[arg(conflicts_with_all = ["stdin", "tty"])]
     pub(crate) timeout: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) tls: StreamTls,
+    /// Give it what is typed, or piped in
+    #[arg(short = 'i', long, visible_alias = "interactive")]
+    pub(crate) stdin: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
     /// The container: its name, or its id or the beginning of it
     pub(crate) id: String,
     /// The command and its arguments
@@ -261,6 +297,39 @@ pub(crate) struct ExecArgs {
         value_name = "CMD"
     )]
     pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    #[command(flatten)]
+    pub(crate) link: Link,
+    #[command(flatten)]
+    pub(crate) tls: StreamTls,
+    /// Give it what is typed, or piped in
+    #[arg(short = 'i', long, visible_alias = "interactive")]
+    pub(crate) stdin: bool,
+    /// The container has a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// The container: its name, or its id or the beginning of it
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PortForwardArgs {
+    #[command(flatten)]
+    pub(crate) link: Link,
+    #[command(flatten)]
+    pub(crate) tls: StreamTls,
+    /// The address to listen on, or several with commas
+    #[arg(long, value_name = "IP", value_delimiter = ',', default_value = "127.0.0.1")]
+    pub(crate) address: Vec<IpAddr>,
+    /// The pod: its name, or its id or the beginning of it
+    #[arg(value_name = "POD")]
+    pub(crate) id: String,
+    /// Ports; without LOCAL the same one, with an empty one or 0 any that is free
+    #[arg(required = true, value_name = "[LOCAL:]REMOTE", value_parser = quantity::forward)]
+    pub(crate) ports: Vec<Forward>,
 }
 
 #[derive(Debug, Args)]

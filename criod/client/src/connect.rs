@@ -64,6 +64,11 @@ impl Client {
         &self.socket
     }
 
+    /// How long a call may take, where that was said.
+    pub(crate) fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
     /// The calls about pods and containers.
     pub(crate) fn runtime(&self) -> RuntimeServiceClient<Channel> {
         RuntimeServiceClient::new(self.channel.clone())

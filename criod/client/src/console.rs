@@ -4,7 +4,9 @@
 //! prints. The sinks are shared, because a thread that prints a log may be stuck in a write while
 //! the verb still has to answer Ctrl-C.
 
+use std::fs::File;
 use std::io::{self, IsTerminal as _, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -30,6 +32,15 @@ impl Sink {
     }
 }
 
+/// What concerns whoever has given the terminal away to a command in a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The terminal has another size.
+    Resized,
+    /// A signal that ends the process: its number.
+    End(u8),
+}
+
 /// Where output goes and interruptions come from.
 pub(crate) struct Console {
     pub(crate) out: Sink,
@@ -42,18 +53,24 @@ pub(crate) struct Console {
     pub(crate) pod_logs: PathBuf,
     /// Ctrl-C, where it is not the process's signals.
     pub(crate) interrupts: Option<mpsc::Receiver<()>>,
+    /// What commands in containers read, where it is not the process's stdin.
+    pub(crate) input: Option<File>,
+    /// Signals as [`Console::notices`] tells them, where they are not the process's.
+    pub(crate) notices: Option<mpsc::Receiver<Notice>>,
 }
 
 impl Console {
     /// The process's own.
     pub(crate) fn stdio() -> Console {
         Console {
-            out: Sink::new(io::BufWriter::new(io::stdout())),
+            out: stdout(),
             err: Sink::new(io::stderr()),
             lively: io::stderr().is_terminal(),
             now: None,
             pod_logs: "/var/log/crio/pods".into(),
             interrupts: None,
+            input: None,
+            notices: None,
         }
     }
 
@@ -117,5 +134,76 @@ impl Console {
             }
         });
         Ok(from)
+    }
+
+    /// What a command in a container reads, past the buffer of the process's stdin.
+    pub(crate) fn input(&self) -> Result<File> {
+        let of_process = || io::stdin().as_fd().try_clone_to_owned().map(File::from);
+        match &self.input {
+            Some(given) => given.try_clone(),
+            None => of_process(),
+        }
+        .map_err(Error::Input)
+    }
+
+    /// The terminal whose size a command in a container is told.
+    pub(crate) fn screen(&self) -> Option<File> {
+        if let Some(given) = &self.input {
+            return given.try_clone().ok().filter(File::is_terminal);
+        }
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let mut own = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()].into_iter();
+        let terminal = own.find(|fd| fd.is_terminal())?;
+        terminal.try_clone_to_owned().ok().map(File::from)
+    }
+
+    /// From now on these signals no longer do what they did, but come from this.
+    ///
+    /// Must be called within a tokio runtime.
+    pub(crate) fn notices(&mut self) -> Result<mpsc::Receiver<Notice>> {
+        if let Some(given) = self.notices.take() {
+            return Ok(given);
+        }
+        let (to, from) = mpsc::channel(4);
+        let mut heard = Vec::new();
+        for kind in [
+            SignalKind::window_change(),
+            SignalKind::hangup(),
+            SignalKind::interrupt(),
+            SignalKind::quit(),
+            SignalKind::terminate(),
+        ] {
+            heard.push((kind, signal(kind).map_err(Error::Signals)?));
+        }
+        for (kind, mut signals) in heard {
+            let to = to.clone();
+            let notice = match kind == SignalKind::window_change() {
+                true => Notice::Resized,
+                // Signals have small numbers.
+                false => Notice::End(u8::try_from(kind.as_raw_value()).unwrap_or_default()),
+            };
+            // Ends with the receiver, or with the process.
+            tokio::spawn(async move {
+                loop {
+                    tokio::select! {
+                        _ = signals.recv() => {}
+                        () = to.closed() => return,
+                    }
+                    if to.send(notice).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        Ok(from)
+    }
+}
+
+/// The process's stdout with a buffer of our own: that of the standard library looks for the ends
+/// of lines in all that passes.
+fn stdout() -> Sink {
+    match io::stdout().as_fd().try_clone_to_owned() {
+        Ok(fd) => Sink::new(io::BufWriter::new(File::from(fd))),
+        Err(_) => Sink::new(io::BufWriter::new(io::stdout())),
     }
 }

@@ -1,6 +1,7 @@
 //! What is said when something fails: one line, and what to do where that is known.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,6 +55,43 @@ pub(crate) enum Error {
     Json(#[source] serde_json::Error),
     #[error("the thread that prints the log could not be started")]
     Thread,
+    #[error("cannot use the input")]
+    Input(#[source] io::Error),
+    #[error("the container {container} does not run: it is {state}")]
+    NotRuns { container: String, state: &'static str },
+    #[error("the pod {pod} is stopped")]
+    PodStopped { pod: String },
+    #[error("there is no command {command:?} in the container {container}")]
+    NoCommand { command: String, container: String },
+    /// A command or an attach that failed over there. `Display` has the runtime's own words.
+    #[error("cannot {doing}: {message}")]
+    Remote { doing: String, message: String },
+    #[error("the runtime gave a stream's URL that is none: {url:?}")]
+    StreamUrl { url: String },
+    #[error("cannot connect to the runtime's streaming server at {address}")]
+    StreamConnect { address: String, source: io::Error },
+    #[error("cannot use the certificates or the key in {path}")]
+    Certificates { path: PathBuf, source: rustls::pki_types::pem::Error },
+    #[error("there is no certificate in {path}")]
+    NoCertificates { path: PathBuf },
+    #[error("cannot set up an encrypted stream")]
+    Tls(#[source] rustls::Error),
+    #[error("the runtime's streaming server answered with status {status}: {text}")]
+    StreamRefused { status: u16, text: String },
+    #[error("cannot understand the answer of the runtime's streaming server")]
+    StreamAnswer(#[source] stream::http::Error),
+    #[error("cannot use the runtime's streaming server")]
+    StreamUpgrade(#[source] stream::remote::ClientError),
+    #[error("cannot go on with the stream")]
+    Stream(#[from] stream::Error),
+    #[error("the connection to the runtime's streaming server was lost")]
+    StreamLost { source: Option<io::Error> },
+    #[error("cannot set the terminal")]
+    Terminal(#[source] io::Error),
+    #[error("the thread that moves input or output could not be started")]
+    Mover(#[source] io::Error),
+    #[error("cannot listen on {address}")]
+    Listen { address: SocketAddr, source: io::Error },
 }
 
 impl Error {

@@ -3,6 +3,7 @@
 //! ```text
 //! criod VERB … ──args──► Verb ──┬─ gRPC (HTTP/2) ──► unix socket ──► criod, or any CRI runtime
 //!                               ├─ GET /v1/pulls (HTTP/1, same socket): how far a pull is
+//!                               ├─ SPDY over TCP or TLS, to the URL that a call gave: streams
 //!                               └─ log files on this machine, in the CRI's log format
 //! ```
 //!
@@ -13,12 +14,15 @@
 //! * `args` what the verbs take; `quantity` the notations in it (64Mi, 8080:80/udp, 10m)
 //! * `connect` the socket and the deadline of calls; `error` what is said when something fails
 //! * `resolve` from what a person types (a name, the start of an id) to one pod or container
-//! * `list`, `inspect`, `lifecycle`, `exec`, `pull`, `run`, `show`, `status` the verbs
+//! * `list`, `inspect`, `lifecycle`, `exec`, `attach`, `port_forward`, `pull`, `run`, `show`,
+//!   `status` the verbs
+//! * `streaming` the connections of exec, attach and port-forward
 //! * [`logs`] the CRI log format: reading, joining, tailing, following across rotation
 //! * `console`, `table` what people see. Programs ask for `-o json`: the messages of the CRI by
 //!   the protobuf JSON mapping, which is also what other CRI clients print.
 
 mod args;
+mod attach;
 mod connect;
 mod console;
 mod error;
@@ -27,6 +31,7 @@ mod inspect;
 mod lifecycle;
 mod list;
 pub mod logs;
+mod port_forward;
 mod progress;
 mod pull;
 mod quantity;
@@ -34,6 +39,7 @@ mod resolve;
 mod run;
 mod show;
 mod status;
+mod streaming;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -53,9 +59,12 @@ pub const DEFAULT_ENDPOINT: &str = "unix:///run/crio/crio.sock";
 /// The variable of the environment that names another socket.
 pub const ENDPOINT_VARIABLE: &str = "CONTAINER_RUNTIME_ENDPOINT";
 
-/// What `run` and `exec` exit with when they fail themselves, so that it is not taken for the exit
-/// code of what they started.
+/// What `run`, `exec` and `attach` exit with when they fail themselves, so that it is not taken for
+/// the exit code of what they started.
 const TOOL_FAILED: u8 = 125;
+
+/// What `exec` exits with when there is no such command, as shells do.
+const NO_COMMAND: u8 = 127;
 
 /// The subcommands, to be mounted in the command line of `criod`.
 ///
@@ -84,7 +93,7 @@ async fn execute(matches: &ArgMatches, endpoint: &str, console: &mut Console) ->
         }
     };
     let failed = match verb {
-        Verb::Run(_) | Verb::Exec(_) => TOOL_FAILED,
+        Verb::Run(_) | Verb::Exec(_) | Verb::Attach(_) => TOOL_FAILED,
         _ => 1,
     };
     let code = dispatch(verb, endpoint, console).await;
@@ -97,7 +106,7 @@ async fn execute(matches: &ArgMatches, endpoint: &str, console: &mut Console) ->
             // What was printed before the failure still stands.
             let _ = console.flush();
             console.complain(&e.line());
-            failed
+            if matches!(e, Error::NoCommand { .. }) { NO_COMMAND } else { failed }
         }
     }
 }
@@ -115,6 +124,8 @@ async fn dispatch(verb: Verb, endpoint: &str, console: &mut Console) -> Result<u
         Verb::Inspect(a) => Box::pin(inspect::inspect(&client, console, a)).await,
         Verb::Logs(a) => Box::pin(show::logs(&client, console, a)).await,
         Verb::Exec(a) => Box::pin(exec::exec(&client, console, a)).await,
+        Verb::Attach(a) => Box::pin(attach::attach(&client, console, a)).await,
+        Verb::PortForward(a) => Box::pin(port_forward::port_forward(&client, console, a)).await,
         Verb::Pull(a) => Box::pin(pull::pull(&client, console, a)).await,
         Verb::Stop(a) => Box::pin(lifecycle::stop(&client, console, a)).await,
         Verb::Rm(a) => Box::pin(lifecycle::remove(&client, console, a)).await,

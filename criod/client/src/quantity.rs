@@ -4,6 +4,7 @@
 //! 30  30s  2m  1.5h  500ms          duration (a bare number is seconds)
 //! 64Mi  64M  1Gi  65536             memory, in Kubernetes' units
 //! 8080:80  53:53/udp  [::1]:80:80   port
+//! 8080:80  80  :80                  port to forward to a pod
 //! /srv:/srv:ro  ./data:/data        volume
 //! 1000  1000:100  nobody            user
 //! ```
@@ -36,6 +37,8 @@ pub(crate) enum QuantityError {
     VolumeMissing(PathBuf),
     #[error("expected HOST:CONTAINER[/PROTOCOL], ports from 1 to 65535, protocol tcp, udp or sctp")]
     Port,
+    #[error("expected REMOTE, LOCAL:REMOTE or :REMOTE, REMOTE from 1 to 65535")]
+    Forward,
     #[error("expected a user's number or name, then perhaps a colon and a group's number")]
     User,
     #[error("expected USER:PASSWORD")]
@@ -75,6 +78,14 @@ pub(crate) struct Port {
     pub(crate) host: u16,
     pub(crate) container: u16,
     pub(crate) protocol: Protocol,
+}
+
+/// A port of this machine that leads to one of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Forward {
+    /// 0 for any that is free.
+    pub(crate) local: u16,
+    pub(crate) remote: u16,
 }
 
 /// As whom to run.
@@ -221,6 +232,19 @@ pub(crate) fn port(text: &str) -> Parsed<Port> {
     Ok(Port { ip: ip.into(), host: one(host)?, container: one(container)?, protocol })
 }
 
+pub(crate) fn forward(text: &str) -> Parsed<Forward> {
+    let one = |text: &str| match text.parse::<u16>() {
+        Ok(port) if !text.starts_with('+') => Ok(port),
+        _ => Err(QuantityError::Forward),
+    };
+    let (local, remote) = match text.split_once(':') {
+        Some(("", remote)) => (0, one(remote)?),
+        Some((local, remote)) => (one(local)?, one(remote)?),
+        None => (one(text)?, one(text)?),
+    };
+    if remote == 0 { Err(QuantityError::Forward) } else { Ok(Forward { local, remote }) }
+}
+
 pub(crate) fn user(text: &str) -> Parsed<User> {
     let id = |text: &str| match text.parse::<u32>() {
         Ok(id) if !text.starts_with('+') => Some(i64::from(id)),
@@ -275,6 +299,18 @@ mod tests {
         assert_eq!(cpus("2"), Ok(Cpus(2000)));
         for wrong in ["0", "500m", "-1", "", "1e9"] {
             assert_eq!(cpus(wrong), Err(QuantityError::Cpus), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn ports_to_forward() {
+        let made = |local, remote| Ok(Forward { local, remote });
+        assert_eq!(forward("80"), made(80, 80));
+        assert_eq!(forward("8080:80"), made(8080, 80));
+        assert_eq!(forward(":80"), made(0, 80));
+        assert_eq!(forward("0:80"), made(0, 80));
+        for wrong in ["", ":", "0", "80:", "80:0", "+1", "1:+1", "65536", "1:2:3", "http", "-1"] {
+            assert_eq!(forward(wrong), Err(QuantityError::Forward), "{wrong}");
         }
     }
 

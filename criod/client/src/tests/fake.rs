@@ -44,6 +44,10 @@ pub(super) struct State {
     pub(super) pulled: Option<PullImageRequest>,
     pub(super) exec: Option<ExecSyncRequest>,
     pub(super) exec_answer: ExecSyncResponse,
+    /// What Exec, Attach and PortForward answer.
+    pub(super) url: String,
+    /// The last of their requests.
+    pub(super) streamed: Option<Streamed>,
     /// What containers write when they start.
     pub(super) output: String,
     /// What containers exit with when they have started; else they run.
@@ -59,6 +63,14 @@ pub(super) struct State {
     pub(super) asked_for_progress: usize,
     /// PullImage waits until progress was asked for so often.
     pub(super) pull_waits_for: usize,
+}
+
+/// A request for a stream.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Streamed {
+    Exec(ExecRequest),
+    Attach(AttachRequest),
+    Forward(PortForwardRequest),
 }
 
 /// A handle of the runtime, and the runtime's side of it.
@@ -447,6 +459,27 @@ impl RuntimeService for Fake {
         self.enter("exec_sync", None).await?;
         self.state().exec = Some(r.into_inner());
         Ok(Response::new(self.state().exec_answer.clone()))
+    }
+
+    async fn exec(&self, r: Request<ExecRequest>) -> Answer<ExecResponse> {
+        self.enter("exec", None).await?;
+        let mut state = self.state();
+        state.streamed = Some(Streamed::Exec(r.into_inner()));
+        Ok(Response::new(ExecResponse { url: state.url.clone() }))
+    }
+
+    async fn attach(&self, r: Request<AttachRequest>) -> Answer<AttachResponse> {
+        self.enter("attach", None).await?;
+        let mut state = self.state();
+        state.streamed = Some(Streamed::Attach(r.into_inner()));
+        Ok(Response::new(AttachResponse { url: state.url.clone() }))
+    }
+
+    async fn port_forward(&self, r: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
+        self.enter("port_forward", None).await?;
+        let mut state = self.state();
+        state.streamed = Some(Streamed::Forward(r.into_inner()));
+        Ok(Response::new(PortForwardResponse { url: state.url.clone() }))
     }
 
     async fn list_container_stats(

@@ -1,18 +1,22 @@
 //! Every verb against a runtime that runs nothing, over a real socket.
 
 mod fake;
+mod forwarding;
 mod images;
 mod listing;
 mod logging;
 mod running;
+mod streamer;
+mod streaming;
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use crate::console::{Console, Sink};
+use crate::console::{Console, Notice, Sink};
 use fake::{Fake, NOW};
 
 /// Output that a test can look at while it is written.
@@ -21,7 +25,11 @@ struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl Captured {
     fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().clone()
     }
 }
 
@@ -55,12 +63,14 @@ struct Seen {
     err: Captured,
     console: Console,
     interrupt: mpsc::Sender<()>,
+    notice: mpsc::Sender<Notice>,
 }
 
 impl Seen {
     fn new(fake: &Fake) -> Seen {
         let (out, err) = (Captured::default(), Captured::default());
         let (interrupt, interrupts) = mpsc::channel(4);
+        let (notice, notices) = mpsc::channel(4);
         let console = Console {
             out: Sink::new(out.clone()),
             err: Sink::new(err.clone()),
@@ -68,8 +78,11 @@ impl Seen {
             now: Some(Timestamp::from_second(NOW).unwrap()),
             pod_logs: fake.dir.path().join("pods"),
             interrupts: Some(interrupts),
+            // At its end, as nobody types anything.
+            input: Some(File::open("/dev/null").unwrap()),
+            notices: Some(notices),
         };
-        Seen { out, err, console, interrupt }
+        Seen { out, err, console, interrupt, notice }
     }
 
     async fn run(&mut self, fake: &Fake, args: &[&str]) -> u8 {
@@ -121,6 +134,13 @@ fn the_command_line_is_consistent() {
         &["criod", "run", "--host-network", "-p", "1:1", "x"],
         &["criod", "run", "--memory", "64m", "x"],
         &["criod", "exec", "x"],
+        &["criod", "exec", "-i", "--timeout", "1s", "x", "ls"],
+        &["criod", "exec", "--timeout", "1s", "--tty", "x", "ls"],
+        &["criod", "exec", "--stream-cert", "x", "x", "ls"],
+        &["criod", "attach"],
+        &["criod", "port-forward", "x"],
+        &["criod", "port-forward", "x", "80:0"],
+        &["criod", "port-forward", "--address", "localhost:1", "x", "80"],
         &["criod", "stop"],
         &["criod", "logs", "--tail", "-1", "x"],
         &["criod", "ps", "-o", "xml"],
