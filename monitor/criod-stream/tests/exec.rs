@@ -1,4 +1,5 @@
 //! Exec over SPDY: pipes, terminals, exit codes, half-close, and clients that misbehave.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Port-forward over SPDY: a real dialer in a network namespace that the test made, and a client
 //! that opens many connections.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
 

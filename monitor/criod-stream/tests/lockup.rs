@@ -1,4 +1,5 @@
 //! That the process is locked up before it hears anything, and what it costs while it waits.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Until the upgrade: what is refused, who is waited for, and for how long.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
 

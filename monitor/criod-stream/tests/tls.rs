@@ -1,4 +1,5 @@
 //! TLS: with and without certificates of clients, versions, and what it costs.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod common;
 

@@ -1,5 +1,10 @@
 //! A criod-stream under test, with the test as its criod and its monitor.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests, each with its own part"
+)]
 
 pub(crate) mod client;
 
