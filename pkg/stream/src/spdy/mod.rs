@@ -24,6 +24,10 @@
 //!   beyond them is not blamed: the owner of the connection stops reading instead
 //!   ([`Connection::space`] is only called while it has room for more), so that TCP pushes back.
 //!
+//!   A server that accepts a stream before it has spoken of windows is granted nothing: it would not
+//!   read it, and where the Go server closes its socket with something unread, the kernel resets the
+//!   connection and throws away output that is still on its way.
+//!
 //! The server says nothing before it has received a byte: client-go throws away what arrives in the
 //! same read as the HTTP response.
 

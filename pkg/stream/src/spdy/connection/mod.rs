@@ -142,6 +142,8 @@ pub struct Connection {
     stream_window: i64,
     stream_windows_bind: bool,
     credit: u32,
+    /// Nothing is granted: a server that has accepted a stream without having spoken of windows.
+    ungranting: bool,
     /// Follows the event that was returned last.
     after: Option<Event>,
     greeted: bool,
@@ -172,6 +174,7 @@ impl Connection {
             stream_window: INITIAL_WINDOW.into(),
             stream_windows_bind: false,
             credit: 0,
+            ungranting: false,
             after: None,
             greeted: false,
             they_go: false,
@@ -239,6 +242,9 @@ impl Connection {
     /// `n` bytes of data of `stream` (which may be forgotten already) were consumed: grants as many
     /// more.
     pub fn credit(&mut self, stream: u32, n: usize) {
+        if self.ungranting {
+            return;
+        }
         let n = u32::try_from(n).unwrap_or(MAX_WINDOW);
         self.credit = self.credit.saturating_add(n);
         let mut updates = [None, None];
@@ -365,6 +371,7 @@ impl Connection {
             SYN_REPLY | HEADERS => {
                 self.unpacker.unpack(rest)?;
                 self.known(stream)?;
+                self.ungranting = !self.server && !self.window_binds && !self.stream_windows_bind;
                 let Some(state) = self.streams.get_mut(&stream) else { return Ok(None) };
                 let replied = kind == SYN_REPLY && !std::mem::replace(&mut state.replied, true);
                 if flags & FIN != 0 && !state.remote_closed {

@@ -228,6 +228,22 @@ fn what_is_consumed_is_granted_again() {
 }
 
 #[test]
+fn a_server_that_never_spoke_of_windows_is_granted_nothing() {
+    for (greets, updates) in [(true, 2), (false, 0)] {
+        let (mut a, mut b) = (client(), server());
+        let stream = a.open(&Headers::default()).unwrap();
+        pass(&mut a, &mut b, 999);
+        if !greets {
+            b.sent(usize::MAX);
+        }
+        b.reply(stream);
+        pass(&mut b, &mut a, 999);
+        feed(&mut a, &data(stream, 0, &vec![0; INITIAL_WINDOW as usize]), 999_999).unwrap();
+        assert_eq!(frames(a.output()).len(), updates);
+    }
+}
+
+#[test]
 fn streams_beyond_the_limit_are_refused() {
     let mut b = server();
     let opened = feed(&mut b, &opens((1..20_000).step_by(2)), 5000).unwrap();
