@@ -169,6 +169,18 @@ impl Spdy {
         }
     }
 
+    /// Sends bytes that are no frames, as far as they are taken.
+    pub(crate) fn raw(&mut self, mut bytes: &[u8]) {
+        self.flush();
+        while !bytes.is_empty() {
+            match self.io.write(bytes) {
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(_) => return,
+            }
+        }
+    }
+
     /// Sends all of it.
     pub(crate) fn send(&mut self, stream: u32, bytes: &[u8]) {
         let mut from = 0;
