@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/spdystream/spdy"
 	core "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/tools/portforward"
@@ -309,19 +310,25 @@ func TestPortForwardServerThatIsDoneFirst(t *testing.T) {
 func TestPortForwardDeafServer(t *testing.T) {
 	ctx := spec(t)
 	overDialers(t, runPod(t, ctx), func(t *testing.T, p *pod, dialer httpstream.Dialer, k *container, ports map[string]int) {
-		address := must[string](t, "PortForward")(forwardURL(ctx, p.id))
-		deaf := forwardOver(t, dialer, ports["deaf"])
-		stuck := connect(t, deaf.address)
-		go io.Copy(stuck, noise(1, 64<<20))
-		other := must[httpstream.Dialer](t, "dialer")(dialers[0].dial(clientConfig, address))
-		echo := forwardOver(t, other, ports["echo"])
+		// By hand: client-go cannot close a connection that is stuck.
+		stuck, framer := rawSPDY(t, must[string](t, "PortForward")(forwardURL(ctx, p.id)), portforward.PortForwardProtocolV1Name)
+		for n, kind := range []string{core.StreamTypeError, core.StreamTypeData} {
+			ok(t, framer.WriteFrame(&spdy.SynStreamFrame{StreamId: spdy.StreamId(2*n + 1), Headers: http.Header{
+				core.StreamType: {kind}, core.PortHeader: {strconv.Itoa(ports["deaf"])}, core.PortForwardRequestIDHeader: {"0"},
+			}}), "streams")
+		}
+		stuck.SetWriteDeadline(time.Now().Add(3 * time.Second))
+		for sent := 0; sent < 64<<20; sent += 1 << 20 {
+			if framer.WriteFrame(&spdy.DataFrame{StreamId: 3, Data: make([]byte, 1<<20)}) != nil {
+				break
+			}
+		}
+		echo := forwardOver(t, dialer, ports["echo"])
 		for range 20 {
 			if err := ping(echo.address, "hello"); err != nil {
 				t.Fatal(err)
 			}
 		}
-		stuck.Close()
-		deaf.stop()
 	})
 }
 

@@ -277,7 +277,12 @@ func (w wire) open(t *testing.T, address string, s streams) *session {
 		if s.tty {
 			close(out.sizes)
 		}
-		<-ended
+		// A client that is stuck in a write cannot be freed.
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			t.Error("cleanup: the client does not end")
+		}
 	})
 	return out
 }
@@ -476,7 +481,12 @@ func forwardOver(t *testing.T, dialer httpstream.Dialer, port int) *forward {
 	}()
 	t.Cleanup(func() {
 		f.stop()
-		<-ended
+		// A client that is stuck in a write cannot be freed.
+		select {
+		case <-ended:
+		case <-time.After(patience):
+			t.Error("cleanup: the client does not end")
+		}
 	})
 	select {
 	case <-ready:
