@@ -14,7 +14,10 @@
 //! * [`http`]: the request that is upgraded, and its response.
 //! * [`remote`]: exec and attach (`*.channel.k8s.io`) over SPDY or WebSocket.
 //! * [`forward`]: port-forward over SPDY, over WebSocket channels, and SPDY within WebSocket.
-
+//! * [`spdy`], [`websocket`]: the transports alone.
+//!
+//! Servers are [`remote::Session`] and [`forward::Session`]; their clients, over SPDY, are
+//! [`remote::Client`] and [`forward::Client`], which are driven in the same way.
 //!
 //! # How a session is driven
 //!

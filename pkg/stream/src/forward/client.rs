@@ -159,7 +159,7 @@ impl Client {
     /// Whether input is wanted now.
     pub fn wants_input(&self) -> bool {
         let most = LIMITS.session_window as usize;
-        !self.eof && !self.connection.blocked() && self.inbox.kept() <= most
+        !self.eof && !self.gone && !self.connection.blocked() && self.inbox.kept() <= most
     }
 
     /// The socket has ended: [`ClientEvent::Gone`] follows what was received before.

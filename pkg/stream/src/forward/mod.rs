@@ -217,7 +217,8 @@ impl Session {
         }
     }
 
-    /// Copies bytes in instead: how many were taken (all that come with an HTTP head always are).
+    /// Copies bytes in instead: how many were taken (128 KiB at least before the first event was
+    /// asked for, so all that came with an HTTP head).
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         self.settle();
         match &mut self.transport {
@@ -230,6 +231,7 @@ impl Session {
     pub fn wants_input(&self) -> bool {
         let kept = self.inbox.kept();
         !self.eof
+            && !self.gone
             && match &self.transport {
                 Transport::Streams(t) => !t.carrier.blocked() && kept <= t.kept_limit(),
                 Transport::Channels(t) => !t.channels.socket().blocked() && kept <= t.kept_limit(),

@@ -536,6 +536,41 @@ proptest! {
     }
 
     #[test]
+    fn a_session_that_is_damaged_on_its_way_is_survived(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in 1usize..200,
+        which in 0usize..3,
+    ) {
+        let (mut session, mut peer) = pair(EVERY[which]);
+        let ids: Vec<_> = (0..5).map(|_| peer.client.open(80).unwrap()).collect();
+        let mut bytes = peer.output();
+        session.receive(&bytes);
+        events(&mut session);
+        peer.receive(session.output());
+        client_events(&mut peer.client);
+        for id in &ids {
+            peer.client.send(*id, &[7; 2000]);
+        }
+        peer.client.close(ids[0]);
+        peer.client.reset(ids[1]);
+        peer.client.finish();
+        bytes.extend(peer.output());
+        let (mut session, _) = pair(EVERY[which]);
+        for (at, byte) in damage {
+            *at.get_mut(&mut bytes) = byte;
+        }
+        for piece in bytes.chunks(cut) {
+            session.receive(piece);
+            events(&mut session);
+            prop_assert!(session.output().len() < 64 * 1024);
+            session.sent(usize::MAX);
+        }
+        session.eof();
+        events(&mut session);
+        prop_assert_eq!(session.event(), Ok(None));
+    }
+
+    #[test]
     fn any_course_of_events_leaves_nothing_and_mixes_nothing_up(
         steps in prop::collection::vec((0u8..10, 0usize..6, 1usize..5000), 1..100),
         tunnelled in any::<bool>(),

@@ -110,7 +110,8 @@ pub enum Event<'a> {
         /// Rows.
         height: u16,
     },
-    /// The peer takes nothing more on this channel (it reset the stream): what is sent is discarded.
+    /// The peer takes nothing more on this channel (it reset the stream). What is sent is still
+    /// taken, and thrown away, so that the command does not stop.
     Deaf {
         /// Which stream.
         channel: Channel,
@@ -283,7 +284,8 @@ impl Session {
         transport!(self, t => t.filled(n));
     }
 
-    /// Copies bytes in instead: how many were taken (all that come with an HTTP head always are).
+    /// Copies bytes in instead: how many were taken (128 KiB at least before the first event was
+    /// asked for, so all that came with an HTTP head).
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         self.settle();
         transport!(self, t => t.receive(bytes))
@@ -291,7 +293,9 @@ impl Session {
 
     /// Whether input is wanted now. It may be again after `consumed` and `sent`.
     pub fn wants_input(&self) -> bool {
-        !self.eof && transport!(ref self, t => !t.blocked() && self.inbox.kept() <= t.kept_limit())
+        !self.eof
+            && !self.gone
+            && transport!(ref self, t => !t.blocked() && self.inbox.kept() <= t.kept_limit())
     }
 
     /// The socket has ended: [`Event::Gone`] follows what was received before.

@@ -17,6 +17,9 @@ const STREAMS: u32 = 16;
 /// What a client may send before it is consumed, in bytes.
 const WINDOW: u32 = 1 << 20;
 
+/// What is taken at once for a client that does not listen, in bytes.
+const DEAF_ROOM: usize = 16 * 1024;
+
 const ERROR: usize = 0;
 const STDIN: usize = 1;
 const STDOUT: usize = 2;
@@ -51,6 +54,10 @@ pub(super) struct Server {
     /// Stream numbers.
     slots: [Option<u32>; 5],
     sizes: resize::Reader,
+    /// Streams for output that the client has reset: what is sent there is thrown away, so that the
+    /// command does not stop.
+    deaf: [bool; 5],
+    scratch: Vec<u8>,
 }
 
 impl Server {
@@ -65,6 +72,8 @@ impl Server {
             needed: needed(version, wants),
             slots: [None; 5],
             sizes: resize::Reader::default(),
+            deaf: [false; 5],
+            scratch: Vec::new(),
         }
     }
 
@@ -134,8 +143,11 @@ impl Server {
             Event::Reset { .. } if self.complete() && self.connection.streams() == 0 => Step::Gone,
             Event::Reset { stream } => match self.find(stream) {
                 Some(STDIN) => Step::Closed(Channel::Stdin),
-                Some(STDOUT) => Step::Deaf(Channel::Stdout),
-                Some(STDERR) => Step::Deaf(Channel::Stderr),
+                Some(slot @ (STDOUT | STDERR)) if self.needed[slot] => {
+                    self.deaf[slot] = true;
+                    let out = slot == STDOUT;
+                    Step::Deaf(if out { Channel::Stdout } else { Channel::Stderr })
+                }
                 _ => Step::Silent,
             },
             Event::GoAway if self.connection.streams() == 0 => Step::Gone,
@@ -163,11 +175,22 @@ impl Server {
         self.slots[slot].filter(|_| slot != STDIN && self.needed[slot])
     }
 
+    fn is_deaf(&self, channel: Channel) -> bool {
+        self.deaf[slot(channel)]
+    }
+
     pub(super) fn room(&self, channel: Channel) -> usize {
+        if self.is_deaf(channel) {
+            return DEAF_ROOM;
+        }
         self.way(channel).map_or(0, |stream| self.connection.room(stream))
     }
 
     pub(super) fn send_space(&mut self, channel: Channel) -> &mut [u8] {
+        if self.is_deaf(channel) {
+            self.scratch.resize(DEAF_ROOM, 0);
+            return &mut self.scratch;
+        }
         match self.way(channel) {
             Some(stream) => self.connection.send_space(stream),
             None => &mut [],
@@ -176,15 +199,20 @@ impl Server {
 
     pub(super) fn send_filled(&mut self, channel: Channel, n: usize) {
         if let Some(stream) = self.way(channel) {
+            // To a stream that is forgotten nothing is sent.
             self.connection.send_filled(stream, n);
         }
     }
 
     pub(super) fn send(&mut self, channel: Channel, bytes: &[u8]) -> usize {
+        if self.is_deaf(channel) {
+            return bytes.len();
+        }
         self.way(channel).map_or(0, |stream| self.connection.send(stream, bytes))
     }
 
     pub(super) fn close(&mut self, channel: Channel) {
+        self.deaf[slot(channel)] = false;
         if let Some(stream) = self.slots[slot(channel)] {
             self.connection.close(stream);
         }

@@ -320,6 +320,24 @@ fn a_client_that_goes_away_is_told_once() {
 }
 
 #[test]
+fn output_that_the_client_does_not_want_any_more_is_thrown_away() {
+    let (mut session, mut client) = spdy_pair(&SPDY_PROTOCOLS, ALL);
+    run(&mut session, &mut client, 999);
+    session.receive(&[0x80, 3, 0, 3, 0, 0, 0, 8, 0, 0, 0, 5, 0, 0, 0, 5]);
+    assert_eq!(events(&mut session), ["Deaf { channel: Stdout }"]);
+    for _ in 0..1000 {
+        assert_eq!(session.send(Channel::Stdout, &[0; 1000]), 1000);
+        let n = session.send_space(Channel::Stdout).len();
+        assert!(n > 0);
+        session.send_filled(Channel::Stdout, n);
+    }
+    assert_eq!(session.send(Channel::Stderr, b"err"), 3);
+    assert_eq!(session.output().len(), 11);
+    session.close(Channel::Stdout);
+    assert_eq!(session.send(Channel::Stdout, b"x"), 0);
+}
+
+#[test]
 fn input_that_comes_before_all_streams_are_there_waits() {
     let session = Accepted::negotiate(&spdy_request(&SPDY_PROTOCOLS), ALL).unwrap();
     let mut session = session.session();
@@ -488,6 +506,50 @@ proptest! {
         session.finish(Outcome::Success);
         session.sent(usize::MAX);
         prop_assert!(session.done());
+    }
+
+    #[test]
+    fn a_session_that_is_damaged_on_its_way_is_survived(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+        cut in 1usize..200,
+        which in 0usize..6,
+    ) {
+        let (mut session, bytes) = match WEBSOCKET_PROTOCOLS.get(which) {
+            Some(protocol) => {
+                let (session, mut socket) = websocket_session(protocol, TTY);
+                for message in [&b"\0input"[..], b"0aW4=", b"\x04{\"Width\":1}", b"\xff\0"] {
+                    socket.send(Kind::Binary, &[message]);
+                }
+                socket.ping();
+                socket.send(Kind::Binary, &[b"\0", &[7; 70_000]]);
+                socket.close(CLOSE_NORMAL);
+                (session, socket.output().to_vec())
+            }
+            None => {
+                let (mut session, mut client) = spdy_pair(&SPDY_PROTOCOLS, TTY);
+                let mut bytes = client.output().to_vec();
+                run(&mut session, &mut client, 9999);
+                client.resize(1, 2);
+                client.send(&[7; 60_000]);
+                client.close();
+                client.finish();
+                bytes.extend_from_slice(client.output());
+                (spdy_pair(&SPDY_PROTOCOLS, TTY).0, bytes)
+            }
+        };
+        let mut bytes = bytes;
+        for (at, byte) in damage {
+            *at.get_mut(&mut bytes) = byte;
+        }
+        for piece in bytes.chunks(cut) {
+            session.receive(piece);
+            events(&mut session);
+            prop_assert!(session.output().len() < 64 * 1024);
+            session.sent(usize::MAX);
+        }
+        session.eof();
+        events(&mut session);
+        prop_assert_eq!(session.event(), Ok(None));
     }
 
     #[test]

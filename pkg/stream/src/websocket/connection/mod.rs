@@ -257,7 +257,12 @@ impl Connection {
                     _ => return Err("a close frame that is cut"),
                 };
                 self.close_received = true;
-                self.close(code.unwrap_or(CLOSE_NORMAL));
+                // Codes that nobody may send (section 7.4) are not sent back.
+                self.close(match code {
+                    None => CLOSE_NORMAL,
+                    Some(code @ (1000..=1003 | 1007..=1014 | 3000..=4999)) => code,
+                    Some(_) => CLOSE_PROTOCOL,
+                });
                 Ok(Some(Event::Closed { code }))
             }
             _ => Err("an unknown kind of frame"),

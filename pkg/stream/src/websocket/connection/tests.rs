@@ -109,6 +109,19 @@ fn fragments_are_one_message_and_control_frames_may_lie_between_them() {
 }
 
 #[test]
+fn codes_that_nobody_may_send_are_not_sent_back() {
+    for (code, answer) in [(1000, 1000), (4999, 4999), (1005, 1002), (0, 1002), (5000, 1002)] {
+        let mut b = server();
+        let close = frame(0x88, &[0x82], &u16::to_be_bytes(code));
+        assert_eq!(messages(&mut b, &close, 99).unwrap().1, Some(Some(code)));
+        assert_eq!(b.output()[2..], u16::to_be_bytes(answer));
+    }
+    let mut b = server();
+    assert_eq!(messages(&mut b, &frame(0x88, &[0x80], b""), 99).unwrap().1, Some(None));
+    assert_eq!(b.output(), b"\x88\x02\x03\xe8");
+}
+
+#[test]
 fn what_the_specification_forbids_ends_the_connection() {
     let long = frame(0x89, &[0xfe, 0, 126], &[0; 126]);
     for (bytes, why) in [
