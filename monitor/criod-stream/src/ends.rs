@@ -4,16 +4,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
-use stream::remote::Channel;
+use stream::remote::{Channel, Wants};
 use sys::tty::Size;
 
 use crate::poller::{Poller, Ready};
 use crate::serve::{STDERR, STDIN, STDOUT};
 
-/// How much a pipe should hold, in bytes: fewer wake-ups than with the kernel's 64 KiB. The
-/// kernel may refuse; the pages are only there while they are full.
-const PIPE: i32 = 256 * 1024;
 /// What a terminal can hold of output that nobody has read, in bytes, and more: the kernel's
 /// buffers are 4 KiB and 64 KiB.
 const TERMINAL: u64 = 128 * 1024;
@@ -62,16 +58,23 @@ impl Ends {
                 "tty" => (STDOUT, &mut ends.stdout),
                 _ => return Err(io::Error::other(format!("{name:?} is no stream"))),
             };
-            if name == "tty" {
-                ends.tty = true;
-            } else {
-                let _ = fcntl(&fd, FcntlArg::F_SETPIPE_SZ(PIPE));
-            }
+            // Pipes stay as large as they are: larger ones are no faster, and count against what all
+            // of the user's pipes may hold, containers' included.
+            ends.tty |= name == "tty";
             poller.add(&fd, key)?;
             let ready = Ready { read: true, write: true, ..Ready::default() };
             *slot = Some(End { fd, ready, left: None });
         }
         Ok(ends)
+    }
+
+    /// Closes pipes of what was not asked for: nothing would ever be read from them.
+    pub(crate) fn keep(&mut self, wants: Wants) {
+        if !self.tty {
+            self.stdin = self.stdin.take().filter(|_| wants.stdin);
+            self.stdout = self.stdout.take().filter(|_| wants.stdout);
+        }
+        self.stderr = self.stderr.take().filter(|_| wants.stderr);
     }
 
     fn slot(&mut self, channel: Channel) -> &mut Option<End> {

@@ -29,6 +29,8 @@ use crate::serve::{self, FORWARDED, Fatal, PEER, Place, WIRE};
 const RESERVE: usize = 64;
 /// Connections that are pumped between two looks at what else has happened.
 const TURNS: usize = 64;
+/// What the pod says is read while less than this waits for the socket, in bytes.
+const TOGETHER: usize = 64 * 1024;
 /// How often half-made connections are looked for.
 const SWEEP: Duration = Duration::from_secs(30);
 
@@ -379,7 +381,9 @@ impl Forwarder {
             moved = true;
         }
         if it.ready.read && !it.pod_closed {
-            let space = session.send_space(id);
+            // While the socket takes no more, to read more would only mean to move it about.
+            let full = session.output().len() >= TOGETHER;
+            let space = if full { &mut [] } else { session.send_space(id) };
             if space.is_empty() {
                 if !it.stalled {
                     it.stalled = true;

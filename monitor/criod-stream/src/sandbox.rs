@@ -138,7 +138,7 @@ pub(crate) fn filter(role: Role) -> seccompiler::Result<BpfProgram> {
     rules.insert(libc::SYS_mmap, no_exec.clone());
     rules.insert(libc::SYS_mprotect, no_exec);
     rules.insert(libc::SYS_setsockopt, options()?);
-    let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD, libc::F_SETPIPE_SZ];
+    let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD];
     rules.insert(libc::SYS_fcntl, one_of(1, &fcntl.map(|c| c as u64))?);
     match role {
         Role::Stream => {

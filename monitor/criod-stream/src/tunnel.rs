@@ -235,6 +235,7 @@ impl Tunnel {
                     Err(e) => self.peer_gone(&format!("the container's monitor: {e}")),
                 }
                 self.phase = Phase::Running;
+                self.ends.keep(self.wants);
                 if self.stdin_closed {
                     self.ends.close_stdin();
                 }
@@ -399,16 +400,19 @@ impl Tunnel {
             return matches!(self.ends.read(channel, &mut [0; 4096]), Got::Bytes(_) | Got::End);
         }
         let session = &mut self.link.session;
-        let mut moved = false;
+        let mut read = 0;
         // What comes in small pieces goes out together; and while the socket takes no more, to read
-        // more would only mean to move it about.
-        while session.output().len() < TOGETHER {
+        // more would only mean to move it about. What a client throws away waits for no socket.
+        while session.output().len() < TOGETHER && read < TOGETHER {
             let space = session.send_space(channel);
             if space.is_empty() {
                 break;
             }
             match self.ends.read(channel, space) {
-                Got::Bytes(n) => session.send_filled(channel, n),
+                Got::Bytes(n) => {
+                    session.send_filled(channel, n);
+                    read += n;
+                }
                 Got::Nothing => {
                     session.send_filled(channel, 0);
                     break;
@@ -419,9 +423,8 @@ impl Tunnel {
                     return true;
                 }
             }
-            moved = true;
         }
-        moved
+        read > 0
     }
 
     /// Output of an attach: into the session where it has room, else into the backlog.

@@ -104,6 +104,8 @@ impl Wire {
         let Some(tls) = &mut self.tls else {
             return send(&mut self.socket, &mut self.ready, |s| s.write(bytes));
         };
+        // What waits goes first: room that it leaves is told by no event.
+        send_records(&mut self.socket, &mut self.ready, &mut tls.conn)?;
         let taken = tls.conn.writer().write(bytes)?;
         send_records(&mut self.socket, &mut self.ready, &mut tls.conn)?;
         if taken == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(taken) }
@@ -129,7 +131,7 @@ impl Wire {
         let _ = self.socket.shutdown(Shutdown::Write);
     }
 
-    /// Bytes came or went since the last call of this.
+    /// To be watched.
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

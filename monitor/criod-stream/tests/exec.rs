@@ -211,6 +211,52 @@ fn one_that_goes_on_writing_does_not_hold_it_either() {
 }
 
 #[test]
+fn a_client_that_throws_output_away_holds_nobody() {
+    let mut s = Session::begin("exec", "0011");
+    let [stdout, stderr] = s.pipes(["stdout", "stderr"]);
+    let mut yes = Command::new("yes").stdout(Stdio::from(stdout)).spawn().unwrap();
+    let out = s.client.stdout;
+    s.client.spdy.until("output", |c| c.on(out).len() > 1 << 20);
+    s.client.spdy.conn.reset(out, stream::spdy::Status::Cancel);
+    s.client.spdy.flush();
+    // The other stream, criod and the monitor are still heard.
+    File::from(stderr).write_all(b"err").unwrap();
+    s.client.expect(s.client.stderr, b"err");
+    s.stream.say(&["PING"], &[]);
+    assert_eq!(s.stream.hear(), ["BUSY"]);
+    s.monitor.send(&["EXIT", "0"], &[]).unwrap();
+    assert!(s.client.status().contains("Success"));
+    assert!(!yes.wait().unwrap().success());
+    s.end();
+}
+
+#[test]
+fn one_busy_output_does_not_hold_up_the_other() {
+    let mut s = Session::begin("exec", "0011");
+    let [stdout, stderr] = s.pipes(["stdout", "stderr"]);
+    let mut yes =
+        [stdout, stderr].map(|pipe| Command::new("yes").stdout(Stdio::from(pipe)).spawn().unwrap());
+    let (out, err) = (s.client.stdout, s.client.stderr);
+    s.client.spdy.until("both", |c| c.on(out).len() > 1 << 20 && c.on(err).len() > 1 << 20);
+    s.monitor.send(&["EXIT", "0"], &[]).unwrap();
+    assert!(s.client.status().contains("Success"));
+    yes.iter_mut().for_each(|yes| assert!(!yes.wait().unwrap().success()));
+    s.end();
+}
+
+#[test]
+fn pipes_that_nobody_asked_for_are_closed() {
+    let mut s = Session::begin("exec", "0010");
+    let [stdin, stdout, stderr] = s.pipes(["stdin", "stdout", "stderr"]);
+    assert_eq!(File::from(stdin).read(&mut [0]).unwrap(), 0);
+    drop(stdout);
+    s.monitor.send(&["EXIT", "0"], &[]).unwrap();
+    assert!(s.client.status().contains("Success"));
+    assert!(File::from(stderr).write_all(b"x").is_err());
+    s.end();
+}
+
+#[test]
 fn when_the_client_goes_away_everything_is_closed() {
     let s = Session::begin("exec", "0110");
     let [stdin, stdout] = s.pipes(["stdin", "stdout"]);
