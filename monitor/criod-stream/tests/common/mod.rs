@@ -146,8 +146,10 @@ impl Stream {
             let line = all.lines().find_map(|l: &str| l.strip_prefix(name)).unwrap();
             line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
         };
-        let shipped = std::env::var_os("CRIOD_STREAM").is_some();
-        1024 * (kib("Private_Dirty:") + if shipped { kib("Private_Clean:") } else { 0 })
+        match std::env::var_os("CRIOD_STREAM") {
+            Some(_) => 1024 * (kib("Private_Dirty:") + kib("Private_Clean:")),
+            None => 1024 * kib("Anonymous:"),
+        }
     }
 
     /// Waits until it is locked up, which is before it answers anything.
