@@ -177,6 +177,17 @@ pub(crate) fn recv(conn: &Conn) -> Message {
     conn.recv().unwrap().expect("the other end has closed")
 }
 
+/// Waits until nobody has this pipe's other end. Another test's child may, until it executes.
+pub(crate) fn broken(pipe: OwnedFd) {
+    sys::pipe::set_nonblocking(pipe.as_fd()).unwrap();
+    let mut pipe = fs::File::from(pipe);
+    let until = Instant::now() + PATIENCE;
+    while !matches!(pipe.write(b"x"), Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe) {
+        assert!(Instant::now() < until, "the pipe is still open");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// All that comes until the end; resets are an end, too.
 pub(crate) fn drain(mut from: impl Read) -> Vec<u8> {
     let mut all = Vec::new();
