@@ -202,21 +202,33 @@ func TestExecInAContainerThatDoesNotRun(t *testing.T) {
 	ctx := spec(t)
 	p := runPod(t, ctx)
 	exited, _ := p.finish("exit 0")
-	created := p.create(image(t, "busybox:1"), []string{"true"})
-	for name, k := range map[string]*container{"exited": exited, "created": created} {
-		for kind, get := range map[string]func() (string, error){
-			"Exec":   func() (string, error) { return execURL(ctx, k.id, outputs, "true") },
-			"Attach": func() (string, error) { return attachURL(ctx, k.id, outputs) },
-		} {
-			// If the call takes it, the session may not.
-			address, err := get()
-			if err == nil {
-				err = wires[0].open(t, address, outputs).end()
-			}
-			if err == nil {
-				t.Errorf("%s, %s: no error", kind, name)
-			}
+	created := p.create(image(t, "busybox:1"), []string{"echo", "first words"})
+	calls := map[string]func() (string, error){
+		"Exec in one that has exited":   func() (string, error) { return execURL(ctx, exited.id, outputs, "true") },
+		"Exec in one that is created":   func() (string, error) { return execURL(ctx, created.id, outputs, "true") },
+		"Attach to one that has exited": func() (string, error) { return attachURL(ctx, exited.id, outputs) },
+	}
+	for what, call := range calls {
+		// If the call takes it, the session may not.
+		address, err := call()
+		if err == nil {
+			err = wires[0].open(t, address, outputs).end()
 		}
+		if err == nil {
+			t.Errorf("%s: no error", what)
+		}
+	}
+	// Who may attach early misses nothing.
+	address, err := attachURL(ctx, created.id, outputs)
+	if err != nil {
+		return
+	}
+	s := wires[0].open(t, address, outputs)
+	time.Sleep(200 * time.Millisecond)
+	created.start()
+	s.end()
+	if s.stdout.String() != "first words\n" {
+		t.Errorf("attached early: %q", s.stdout)
 	}
 }
 

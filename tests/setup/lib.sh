@@ -4,6 +4,8 @@
 #   node_begin NAME           makes $NODE (the folder); it goes with all below it when the script ends
 #   node_registry [IMAGE…]    test images, served on loopback; sets $REGISTRY
 #   node_criod [FLAG…]        starts criod and waits until it is ready; sets $CRIOD_PID, $ENDPOINT
+#   node_restart              writes $NODE/restart: `restart kill` kills that criod, `restart start`
+#                             starts it again, `restart start next` another copy of the program
 #   node_end                  called on exit: pods, processes, mounts, cgroups and files go
 #
 # $CRIOD_BIN is the folder with the programs. Call it in a network namespace of your own, so that
@@ -64,20 +66,60 @@ node_registry() {
 node_criod() {
     ENDPOINT=unix://$NODE/criod.sock
     export CONTAINER_RUNTIME_ENDPOINT=$ENDPOINT
-    "$CRIOD_BIN/criod" --config "" --config-dir "" \
-        --root "$NODE/lib" --runroot "$NODE/run" --listen "$NODE/criod.sock" \
-        --log-dir "$NODE/pods" --cgroup-manager cgroupfs --default-runtime "${NODE_RUNTIME:-runc}" \
-        --cni-config-dir "$NODE/cni" --cni-plugin-dir /usr/lib/cni \
-        --registries-conf "$NODE/registry/registries.conf" --registries-conf-dir "$NODE/registries.d" \
-        "$@" >>"$NODE/criod.log" 2>&1 </dev/null &
+    CRIOD_FLAGS=(--config "" --config-dir ""
+        --root "$NODE/lib" --runroot "$NODE/run" --listen "$NODE/criod.sock"
+        --log-dir "$NODE/pods" --cgroup-manager cgroupfs --default-runtime "${NODE_RUNTIME:-runc}"
+        --cni-config-dir "$NODE/cni" --cni-plugin-dir /usr/lib/cni
+        --registries-conf "$NODE/registry/registries.conf" --registries-conf-dir "$NODE/registries.d"
+        "$@")
+    node_start "$CRIOD_BIN" || die "criod does not answer"
+}
+
+# Starts the criod of a folder with $CRIOD_FLAGS, and waits until it answers.
+node_start() {
+    "$1/criod" "${CRIOD_FLAGS[@]}" >>"$NODE/criod.log" 2>&1 </dev/null &
     CRIOD_PID=$!
+    echo $CRIOD_PID >"$NODE/criod.pid"
     local i
     for i in $(seq 200); do
         "$CRIOD_BIN/criod" status --timeout 2s >/dev/null 2>&1 && return
         kill -0 $CRIOD_PID 2>/dev/null || break
         sleep 0.05
     done
-    die "criod does not answer"
+    return 1
+}
+
+# Kills the criod that was started last, and waits until it is dead.
+node_kill() {
+    local pid i
+    pid=$(cat "$NODE/criod.pid")
+    grep -qaF "$NODE/" "/proc/$pid/cmdline" || return
+    kill -9 "$pid"
+    for i in $(seq 200); do
+        # Whoever is its parent may be slow to bury it.
+        grep -qs '^State:.[^ZX]' "/proc/$pid/status" || return 0
+        sleep 0.01
+    done
+    return 1
+}
+
+node_restart() {
+    mkdir "$NODE/next"
+    cp "$CRIOD_BIN"/criod* "$NODE/next"
+    {
+        echo '#!/usr/bin/env bash'
+        declare -p NODE CRIOD_BIN CRIOD_FLAGS
+        declare -f node_start node_kill
+        # shellcheck disable=SC2016
+        echo 'case ${1-} in
+            kill) node_kill ;;
+            start) [ "${2-}" != next ] || CRIOD_BIN=$NODE/next; node_start "$CRIOD_BIN" ;;
+            *) exit 2 ;;
+        esac'
+    } >"$NODE/restart"
+    chmod 755 "$NODE/restart"
+    # Its death is no news.
+    disown "$CRIOD_PID"
 }
 
 # Processes of this node with one of these programs (criod, criod-monitor, …): their ids.
@@ -129,6 +171,9 @@ node_end() {
         echo "--- what criod's log has of warnings and worse, the end:" >&2
         grep -v ' INFO ' "$NODE/criod.log" | tail -n "${NODE_SHOW_LOG:-20}" >&2
     fi
+    # The one that `restart` started last, if that still runs.
+    pid=$(cat "$NODE/criod.pid" 2>/dev/null)
+    if [ -n "$pid" ] && node_processes criod | grep -qx "$pid"; then CRIOD_PID=$pid; fi
     if [ -n "$CRIOD_PID" ] && kill -0 "$CRIOD_PID" 2>/dev/null; then
         "$CRIOD_BIN/criod" pods -q 2>/dev/null |
             xargs -r timeout 60 "$CRIOD_BIN/criod" rm -f >/dev/null 2>&1
