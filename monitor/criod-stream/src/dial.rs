@@ -131,7 +131,7 @@ impl Dialer {
 
     fn send_answers(&mut self) -> io::Result<()> {
         while self.ready.write
-            && let Some(answer) = self.answers.front()
+            && let Some(answer) = self.answers.front_mut()
         {
             let sent = match &answer.outcome {
                 Ok(socket) => self.control.send(&["OK", &answer.id], &[socket.as_fd()]),
@@ -140,6 +140,10 @@ impl Dialer {
             match sent {
                 Ok(()) => drop(self.answers.pop_front()),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.ready.write = false,
+                // Other processes of this user have too many descriptors on their way.
+                Err(e) if errno(&e) == Errno::ETOOMANYREFS && answer.outcome.is_ok() => {
+                    answer.outcome = Err(e.to_string());
+                }
                 Err(e) => return Err(e),
             }
         }

@@ -39,6 +39,8 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use sandbox::Role;
+
 /// What the command line says.
 #[derive(Debug, Default)]
 struct Options {
@@ -77,8 +79,12 @@ fn run(options: &Options) -> Result<(), String> {
     sandbox::join(&options.cgroups);
     let control = std::io::stdin().as_fd().try_clone_to_owned();
     let control = control.map_err(|e| format!("stdin: {e}"))?.into();
-    sandbox::enclose(&options.root).map_err(|e| e.to_string())?;
-    if options.dial { dial::run(control) } else { serve::run(control) }
+    let role = if options.dial { Role::Dialer } else { Role::Stream };
+    sandbox::enclose(role, &options.root).map_err(|e| e.to_string())?;
+    match role {
+        Role::Stream => serve::run(control),
+        Role::Dialer => dial::run(control),
+    }
 }
 
 fn main() -> ExitCode {

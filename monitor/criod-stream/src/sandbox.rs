@@ -52,10 +52,13 @@ pub(crate) fn join(cgroups: &[PathBuf]) {
 }
 
 /// The part that needs privileges and no namespace: limits and the empty root.
-pub(crate) fn enclose(root: &Path) -> Result<(), Error> {
+pub(crate) fn enclose(role: Role, root: &Path) -> Result<(), Error> {
     // The size of files is not limited: stderr is one, and nothing else can be written to.
-    for (what, limit) in [(Resource::RLIMIT_NOFILE, FILES), (Resource::RLIMIT_CORE, 0)] {
-        step("setrlimit", setrlimit(what, limit, limit))?;
+    step("setrlimit", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
+    // A dialer bounds its descriptors itself, for the kernel takes this limit also for how many
+    // descriptors all processes of the user may have on their way in messages.
+    if role == Role::Stream {
+        step("setrlimit", setrlimit(Resource::RLIMIT_NOFILE, FILES, FILES))?;
     }
     step("chroot", nix::unistd::chroot(root))?;
     step("chdir", nix::unistd::chdir("/"))

@@ -457,6 +457,23 @@ fn silence_ends_the_session_after_its_time() {
 }
 
 #[test]
+fn so_does_a_client_that_opens_no_streams() {
+    let stream = Stream::idle();
+    let tcp = stream.connect(&["CONN", "300", "10000", "1000"], &[]);
+    let client = std::thread::spawn(move || Spdy::plain(tcp, "/exec/T", "v4.channel.k8s.io"));
+    let (monitor, handed) = peers();
+    stream.answer(&["ASK", "exec", "T"], &["EXEC", "0", "0", "1", "0"], &[handed.as_fd()]);
+    drop(handed);
+    let mut client = client.join().unwrap();
+    client.until("the end", |c| c.ended);
+    assert!(monitor.recv().unwrap().is_none());
+    drop(client);
+    let mut stream = stream;
+    stream.wait();
+    assert!(stream.log().contains("nothing was sent for"), "{}", stream.log());
+}
+
+#[test]
 fn criod_may_come_and_go_meanwhile() {
     let mut s = Session::begin("exec", "0110");
     let [stdin, stdout] = s.pipes(["stdin", "stdout"]);

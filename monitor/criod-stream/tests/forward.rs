@@ -309,6 +309,26 @@ fn those_beyond_the_limit_wait_for_their_turn() {
 }
 
 #[test]
+fn silence_ends_the_session_after_its_time() {
+    let pod = Pod::echo();
+    let dialer = pod.dialer();
+    let stream = Stream::idle();
+    let tcp = stream.connect(&["CONN", "500", "10000", "1000"], &[]);
+    let client =
+        std::thread::spawn(move || Spdy::plain(tcp, "/portforward/TOKEN", "portforward.k8s.io"));
+    stream.answer(&["ASK", "portforward", "TOKEN"], &["FORWARD"], &[dialer.control.as_fd()]);
+    let mut s = Session { client: client.join().unwrap(), stream, next: 0 };
+    let (_, data) = s.open(pod.port);
+    s.client.send(data, b"x");
+    s.client.until("the end", |c| c.ended);
+    assert_eq!(s.client.on(data), b"x");
+    let Session { client, mut stream, .. } = s;
+    drop(client);
+    stream.wait();
+    assert!(stream.log().contains("nothing was sent for"), "{}", stream.log());
+}
+
+#[test]
 fn connections_outlive_their_dialer_and_new_ones_are_told() {
     let pod = Pod::echo();
     let dialer = pod.dialer();
