@@ -101,11 +101,14 @@ keyed! {
         stream_port: TextPort = TextPort(0);
         /// Whether they are served over TLS.
         stream_enable_tls: bool = false => env(&["CONTAINER_ENABLE_TLS"]);
-        /// The certificate for that, a file in PEM form that may change at any time.
+        /// The certificate for that, a file in PEM form that is read anew for each connection. The
+        /// kubelet checks it against the system's authorities, and the name in it against
+        /// stream_address.
         stream_tls_cert: Option<PathBuf> = None => env(&["CONTAINER_TLS_CERT"]);
         /// The certificate's key, likewise.
         stream_tls_key: Option<PathBuf> = None => env(&["CONTAINER_TLS_KEY"]);
-        /// Authorities whose certificates a client has to show; with it clients without are refused.
+        /// Authorities whose certificates a client has to show. The kubelet shows none: with this set
+        /// kubectl exec, attach and port-forward are refused, and only crictl and the like get in.
         stream_tls_ca: Option<PathBuf> = None => env(&["CONTAINER_TLS_CA"]);
         /// How long a connection may be idle before it is closed; empty is four hours.
         stream_idle_timeout: Option<Duration> = None => env(&["STREAM_IDLE_TIMEOUT"]);

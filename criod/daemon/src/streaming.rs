@@ -240,18 +240,16 @@ fn refill(node: &Arc<Node>) {
 /// Listens to a stream until it ends.
 async fn attend(node: Arc<Node>, stream: Arc<Stream>) {
     let streams = &node.streams;
-    let mut shown = String::new();
     while let Ok(Some(message)) = stream.recv().await {
         let fields: Vec<&str> = message.fields.iter().map(String::as_str).collect();
         let done = match fields[..] {
             ["ASK", purpose, token] => {
-                token.clone_into(&mut shown);
                 let ticket = on_disk(|| streams.tokens.show(token, purpose, &stream.number));
                 answer::answer(&node, &stream, ticket).await
             }
             ["TAKEN"] => {
                 streams.pool.proven(&stream);
-                on_disk(|| streams.tokens.done(&shown, &stream.number));
+                on_disk(|| streams.tokens.done(&stream.number));
                 Ok(())
             }
             // What a stream of the criod before answers to PING. An idle one may be of an earlier
@@ -271,6 +269,6 @@ async fn attend(node: Arc<Node>, stream: Arc<Stream>) {
             stream.kill();
         }
     }
-    on_disk(|| streams.tokens.done(&shown, &stream.number));
+    on_disk(|| streams.tokens.done(&stream.number));
     streams.pool.gone(&stream).await;
 }

@@ -141,10 +141,14 @@ impl Tokens {
             .then_some(file.ticket)
     }
 
-    /// The stream has what it asked for.
-    pub(crate) fn done(&self, token: &str, stream: &str) {
-        if valid(token) {
-            let _ = fs::remove_file(self.taken(token, stream));
+    /// The stream has what it asked for, or has ended: what it has shown is gone.
+    pub(crate) fn done(&self, stream: &str) {
+        let suffix = format!(".{stream}");
+        // It may have shown it to the criod before.
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().ends_with(&suffix) {
+                let _ = fs::remove_file(entry.path());
+            }
         }
     }
 
@@ -190,7 +194,9 @@ mod tests {
         let tokens = Tokens::open(dir.path()).unwrap();
         assert_eq!(tokens.show(&token, "exec", "s2"), None);
         assert_eq!(tokens.show(&token, "exec", "s1"), Some(ticket(Purpose::Exec)));
-        tokens.done(&token, "s1");
+        tokens.done("s2");
+        assert!(tokens.show(&token, "exec", "s1").is_some());
+        tokens.done("s1");
         assert_eq!(tokens.show(&token, "exec", "s1"), None);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
@@ -244,7 +250,6 @@ mod tests {
         let token = tokens.issue(ticket(Purpose::Exec)).unwrap();
         for bad in ["", "..", "../tokens/x", &format!("../tokens/{token}"), &token.to_uppercase()] {
             assert_eq!(tokens.show(bad, "exec", "s"), None, "{bad}");
-            tokens.done(bad, "s");
         }
         assert!(tokens.show(&token, "exec", "s").is_some());
     }
