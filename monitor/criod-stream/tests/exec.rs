@@ -102,6 +102,10 @@ fn whatever_goes_in_comes_out_byte_for_byte() {
     s.client.spdy.close(s.client.stdin);
     s.client.expect(s.client.stdout, &bytes);
     assert!(cat.wait().unwrap().success());
+    let spare = Stream::idle();
+    spare.settle();
+    let private = s.stream.private_memory();
+    assert!(private <= 2 << 20, "{private}");
     s.monitor.send(&["EXIT", "0"], &[]).unwrap();
     assert!(s.client.status().contains("Success"));
     s.end();

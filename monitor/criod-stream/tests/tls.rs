@@ -107,6 +107,10 @@ fn bytes_arrive_both_ways_in_both_versions() {
         s.client.spdy.close(s.client.stdin);
         s.client.expect(s.client.stdout, &bytes);
         assert!(cat.wait().unwrap().success());
+        let spare = Stream::idle();
+        spare.settle();
+        let private = s.stream.private_memory();
+        assert!(private <= 2 << 20, "{private}");
         s.monitor.send(&["EXIT", "5"], &[]).unwrap();
         assert!(s.client.status().contains("\"5\""));
         s.end();
