@@ -317,7 +317,7 @@ func TestPortForwardDeafServer(t *testing.T) {
 				core.StreamType: {kind}, core.PortHeader: {strconv.Itoa(ports["deaf"])}, core.PortForwardRequestIDHeader: {"0"},
 			}}), "streams")
 		}
-		stuck.SetWriteDeadline(time.Now().Add(3 * time.Second))
+		stuck.SetWriteDeadline(time.Now().Add(time.Second))
 		for sent := 0; sent < 64<<20; sent += 1 << 20 {
 			if framer.WriteFrame(&spdy.DataFrame{StreamId: 3, Data: make([]byte, 1<<20)}) != nil {
 				break

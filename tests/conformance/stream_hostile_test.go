@@ -266,10 +266,10 @@ func TestHostileExecThatIsNeverReadDoesNotHoldAStop(t *testing.T) {
 // of other clients'.
 func TestHostileAttachThatIsNeverRead(t *testing.T) {
 	ctx := spec(t)
-	const lines = 3000
+	const lines = 2000
 	// Not faster than a client that reads can follow.
 	script := fmt.Sprintf("line=$(head -c 8000 /dev/zero | tr '\\0' x); read begin; echo got $begin; read go; "+
-		"i=0; while [ $i -lt %d ]; do echo \"$i $line\"; i=$((i+1)); [ $((i %% 10)) = 0 ] && sleep 0.01; done; %s", lines, answers)
+		"i=0; while [ $i -lt %d ]; do echo \"$i $line\"; i=$((i+1)); [ $((i %% 5)) = 0 ] && sleep 0.01; done; %s", lines, answers)
 	k := runPod(t, ctx).run(script, withStdin)
 	conn, framer := rawSPDY(t, must[string](t, "Attach")(attachURL(ctx, k.id, outputs)), v4)
 	rawStreams(t, framer, "error", "stdout", "stderr")

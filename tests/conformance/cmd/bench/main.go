@@ -5,6 +5,9 @@
 //	      -runtime containerd=/…/containerd.sock:PID -helper containerd=containerd-shim-runc-v2 \
 //	      -image 127.0.0.1:5000/test/busybox:1 [-rounds 20] [-pods 20]
 //
+//	bench -runtime … -streams -podserver PROGRAM [-stream-program criod-stream:TEXT]
+//	                                  measures exec and port-forward instead, with client-go
+//
 //	bench -runtime criod=… -clean     only removes the pods that an earlier run left behind
 //
 // The PIDs are those of the daemon's processes. A helper is the program of which there is one for
@@ -51,6 +54,11 @@ type options struct {
 	clean  bool
 	// Without the runtimes' own seccomp profiles, which differ.
 	unconfined bool
+	// For exec and port-forward.
+	streams       bool
+	podServer     string
+	streamProgram string
+	megabytes     int
 }
 
 // target is a runtime that is measured.
@@ -106,6 +114,10 @@ func main() {
 	flag.IntVar(&o.lists, "lists", 50, "lists that are asked for then")
 	flag.BoolVar(&o.unconfined, "unconfined", false, "no seccomp profile (the default: each runtime's own)")
 	flag.BoolVar(&o.clean, "clean", false, "only remove the pods that an earlier run left behind")
+	flag.BoolVar(&o.streams, "streams", false, "measure exec and port-forward")
+	flag.StringVar(&o.podServer, "podserver", "", "the program that is served from in the pod")
+	flag.StringVar(&o.streamProgram, "stream-program", "", "PROGRAM:TEXT, what serves streams of the first runtime, for its memory")
+	flag.IntVar(&o.megabytes, "megabytes", 1024, "how much is transferred at once")
 	flag.Parse()
 	klog.SetLogger(logr.Discard())
 
@@ -185,11 +197,17 @@ func run(ctx context.Context, o options, targets, besides []*target, helpers map
 		if _, err := t.images.PullImage(ctx, &cri.ImageSpec{Image: o.image}, nil, nil); err != nil {
 			return fmt.Errorf("%s: PullImage: %w", t.name, err)
 		}
+		if o.streams {
+			continue
+		}
 		// The first pod finds caches cold and no bridge: it does not count.
 		if err := t.life(ctx, o); err != nil {
 			return err
 		}
 		clear(t.samples)
+	}
+	if o.streams {
+		return streams(ctx, o, targets)
 	}
 	for _, t := range targets {
 		t.cpu = -t.cpuTime()
