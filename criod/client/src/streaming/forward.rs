@@ -95,6 +95,24 @@ struct Local {
     stalled: bool,
 }
 
+impl Local {
+    /// Writes what the socket takes of `bytes`: how many, and whether it is broken. Where it takes
+    /// no more, the bell rings once it does.
+    fn write(&mut self, bytes: &[u8]) -> (usize, bool) {
+        let mut cx = Context::from_waker(&self.waker);
+        let mut taken = 0;
+        // Only a write that has to wait has the bell rung.
+        while taken < bytes.len() {
+            match Pin::new(&mut self.socket).poll_write(&mut cx, &bytes[taken..]) {
+                Poll::Ready(Ok(n)) if n > 0 => taken += n,
+                Poll::Ready(_) => return (taken, true),
+                Poll::Pending => break,
+            }
+        }
+        (taken, false)
+    }
+}
+
 struct Forwarding {
     wire: Wire,
     client: Client,
@@ -159,17 +177,10 @@ impl Forwarding {
                 ClientEvent::Ready { id } => self.serve(id),
                 ClientEvent::Data { id, bytes } => {
                     let Some(local) = self.locals.get_mut(&id) else { continue };
-                    let mut cx = Context::from_waker(&local.waker);
-                    match Pin::new(&mut local.socket).poll_write(&mut cx, bytes) {
-                        Poll::Ready(Ok(n)) => {
-                            let rest = n < bytes.len();
-                            self.client.consumed(id, n);
-                            if rest {
-                                self.serve(id);
-                            }
-                        }
-                        Poll::Ready(Err(_)) => self.give_up(id),
-                        Poll::Pending => {}
+                    let (taken, broken) = local.write(bytes);
+                    self.client.consumed(id, taken);
+                    if broken {
+                        self.give_up(id);
                     }
                 }
                 ClientEvent::Closed { id } => {
@@ -209,16 +220,19 @@ impl Forwarding {
     fn serve(&mut self, id: Id) {
         let Some(local) = self.locals.get_mut(&id) else { return };
         local.bell.rung.store(false, Ordering::Release);
-        let mut cx = Context::from_waker(&local.waker);
         loop {
             let pending = self.client.pending(id);
             if pending.is_empty() {
                 break;
             }
-            match Pin::new(&mut local.socket).poll_write(&mut cx, pending) {
-                Poll::Ready(Ok(n)) => self.client.consumed(id, n),
-                Poll::Ready(Err(_)) => return self.give_up(id),
-                Poll::Pending => break,
+            let (taken, broken) = local.write(pending);
+            let all = taken == pending.len();
+            self.client.consumed(id, taken);
+            if broken {
+                return self.give_up(id);
+            }
+            if !all {
+                break;
             }
         }
         let mut reads = 0;
@@ -236,6 +250,7 @@ impl Forwarding {
             }
             reads += 1;
             let mut buffer = ReadBuf::new(space);
+            let mut cx = Context::from_waker(&local.waker);
             match Pin::new(&mut local.socket).poll_read(&mut cx, &mut buffer) {
                 Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
                     local.ended = true;

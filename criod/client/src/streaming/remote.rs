@@ -153,7 +153,7 @@ impl Session {
                     (self.inlet, self.held) = (None, None);
                 }
                 ClientEvent::Closed { .. } => self.open -= 1,
-                ClientEvent::Outcome(outcome) => self.outcome = Some(outcome),
+                ClientEvent::Outcome(outcome) => self.outcome = Some(plain(outcome)),
                 ClientEvent::Gone => self.gone = true,
             }
         }
@@ -219,6 +219,17 @@ impl Session {
         {
             self.client.resize(size.columns, size.rows);
         }
+    }
+}
+
+/// Without what servers put before every failure that is not the client's.
+fn plain(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Failure(text) => {
+            let plain = text.trim_start_matches("Internal error occurred: ");
+            Outcome::Failure(plain.to_owned())
+        }
+        other => other,
     }
 }
 

@@ -1,6 +1,7 @@
 //! `port-forward`, over real connections.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use api_cri::v1::{PodSandboxState, PortForwardRequest};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -9,7 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::fake::{Fake, Streamed};
 use super::listing::two_pods;
-use super::streamer::{Script, Streamer};
+use super::streamer::{LARGE, Script, Streamer};
 use super::{Captured, Seen, criod, error, until};
 
 /// A forward that runs; ends when it is dropped.
@@ -102,7 +103,7 @@ async fn one_that_is_not_read_stops_no_other() {
     let chunk = vec![7; 1 << 20];
     // More than the sockets hold on the way there and back.
     let sending = tokio::spawn(async move {
-        for _ in 0..64 {
+        for _ in 0..40 {
             write.write_all(&chunk).await.unwrap();
         }
     });
@@ -112,8 +113,34 @@ async fn one_that_is_not_read_stops_no_other() {
     assert!(!sending.is_finished());
     let mut back = Vec::new();
     read.read_to_end(&mut back).await.unwrap();
-    assert!(back.len() == 64 << 20 && back.iter().all(|b| *b == 7));
+    assert!(back.len() == 40 << 20 && back.iter().all(|b| *b == 7));
     sending.await.unwrap();
+}
+
+/// Nothing but what the pod sends goes on here: no other reason to look at the connection again.
+#[tokio::test]
+async fn a_pod_that_sends_more_than_is_taken_at_once() {
+    let fake = two_pods();
+    let _server = fake.serve();
+    let _streamer = Streamer::start(&fake, Script::Forward).await;
+    let running = Running::start(&fake, &[":6"]).await;
+    let mut socket = running.connect(0).await;
+    let mut buffer = vec![0; 7777];
+    let receiving = async {
+        let mut all = 0;
+        loop {
+            let n = socket.read(&mut buffer).await.unwrap();
+            if n == 0 {
+                return all;
+            }
+            assert!(buffer[..n].iter().all(|b| *b == 6));
+            all += n;
+            tokio::task::yield_now().await;
+        }
+    };
+    // Should it come to a stop, the test is to end all the same.
+    let all = tokio::time::timeout(Duration::from_secs(60), receiving).await.unwrap();
+    assert_eq!(all, LARGE);
 }
 
 #[tokio::test]

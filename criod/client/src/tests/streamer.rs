@@ -16,6 +16,9 @@ use tokio_rustls::TlsAcceptor;
 use super::fake::{Fake, Streamed};
 use crate::streaming::wire::{Io, Protocol, Wire};
 
+/// What the port 6 sends, in bytes.
+pub(super) const LARGE: usize = 24 << 20;
+
 /// What the server does.
 #[derive(Clone)]
 pub(super) enum Script {
@@ -32,7 +35,7 @@ pub(super) enum Script {
     /// Answers with this instead of an upgrade.
     Refuse(Refusal),
     /// Forwards, by what the port says: 1 echoes, 2 cannot be connected to, 3 is reset by the pod,
-    /// 4 says `hello` and ends, 5 makes the whole server vanish.
+    /// 4 says `hello` and ends, 5 makes the whole server vanish, 6 sends [`LARGE`] bytes and ends.
     Forward,
 }
 
@@ -205,6 +208,7 @@ async fn command(io: Box<dyn Io>, mut session: Session, script: Script) {
 
 async fn forwarding(mut wire: Wire, mut session: forward::Session) {
     let mut echoing = Vec::new();
+    let mut sending: Option<(forward::Id, usize)> = None;
     loop {
         while let Some(event) = session.event().unwrap() {
             match event {
@@ -216,6 +220,7 @@ async fn forwarding(mut wire: Wire, mut session: forward::Session) {
                         assert_eq!(session.send(id, b"hello"), 5);
                         session.close(id);
                     }
+                    6 => sending = Some((id, LARGE)),
                     _ => return,
                 },
                 forward::Event::Data { .. } => {}
@@ -226,6 +231,13 @@ async fn forwarding(mut wire: Wire, mut session: forward::Session) {
                 }
                 forward::Event::Reset { id } => echoing.retain(|(i, _)| *i != id),
                 forward::Event::Gone => return,
+            }
+        }
+        if let Some((id, left)) = &mut sending {
+            *left -= session.send(*id, &vec![6; (*left).min(65_536)]);
+            if *left == 0 {
+                session.close(*id);
+                sending = None;
             }
         }
         echoing.retain(|(id, ended)| {
