@@ -225,10 +225,7 @@ fn refill(node: &Arc<Node>) {
         // However soon they end: no more than are missing now.
         for _ in 0..process::SPARE {
             match node.streams.pool.more().await {
-                Ok(Some(stream)) => {
-                    tokio::spawn(attend(Arc::clone(&node), Arc::clone(&stream)));
-                    node.streams.pool.park(stream);
-                }
+                Ok(Some(stream)) => drop(tokio::spawn(attend(Arc::clone(&node), stream))),
                 Ok(None) => return,
                 // The next connection tries again.
                 Err(e) => return warn!("streaming: {}", e.chain()),
@@ -253,11 +250,8 @@ async fn attend(node: Arc<Node>, stream: Arc<Stream>) {
                 Ok(())
             }
             // What a stream of the criod before answers to PING. An idle one may be of an earlier
-            // release, and is not needed.
-            ["IDLE"] => {
-                stream.kill();
-                Ok(())
-            }
+            // release, and is not needed: it ends when its control socket is let go of.
+            ["IDLE"] => break,
             ["BUSY"] => {
                 stream.place(Arc::clone(&streams.places).try_acquire_owned().ok());
                 Ok(())
@@ -267,6 +261,7 @@ async fn attend(node: Arc<Node>, stream: Arc<Stream>) {
         if let Err(e) = done {
             warn!("stream {}: {e}", stream.number);
             stream.kill();
+            break;
         }
     }
     on_disk(|| streams.tokens.done(&stream.number));

@@ -190,10 +190,12 @@ impl Pool {
         let id = format!("{PREFIX}{number}");
         let (control, process) = self.fork(&id, false).await?;
         let failed = |e| Error::system("hold a stream")(e);
-        let held = control.try_clone().map_err(failed)?;
-        self.keeper.hold(&id, "control", held).await?;
-        let held = process.try_clone().map_err(failed)?;
-        self.keeper.hold(&id, "process", held).await?;
+        // In this order: one whose control socket is held can be ended, too; any other sees its
+        // control socket close with criod.
+        for (name, fd) in [("process", &process), ("control", &control)] {
+            let again = fd.try_clone().map_err(failed)?;
+            self.keeper.hold(&id, name, again).await?;
+        }
         Stream::new(number, control, Some(process)).map_err(failed)
     }
 
@@ -202,17 +204,19 @@ impl Pool {
         lock(&self.idle).pop()
     }
 
-    /// Forks one more, unless there are enough idle ones.
+    /// Forks one more, unless there are enough idle ones. It is attended to by the caller.
     pub(crate) async fn more(&self) -> Result<Option<Arc<Stream>>> {
         let _one_at_a_time = self.refill.lock().await;
         if lock(&self.idle).len() >= SPARE {
             return Ok(None);
         }
-        self.begin().await.map(Some)
+        let stream = self.begin().await?;
+        self.park(Arc::clone(&stream));
+        Ok(Some(stream))
     }
 
     /// It has no connection.
-    pub(crate) fn park(&self, stream: Arc<Stream>) {
+    fn park(&self, stream: Arc<Stream>) {
         let mut idle = lock(&self.idle);
         if !stream.ended.load(Ordering::SeqCst) {
             idle.push(stream);
