@@ -12,6 +12,11 @@
 //	CRI_PRIVATE_REGISTRY  host:port of one that asks for testuser and testpass (optional)
 //	CRI_CGROUP_PARENT     cgroup parent of the pods (optional)
 //	CRI_RUNTIME_HANDLER   runtime handler of the pods (optional)
+//	CRI_STREAM_TLS        folder with the keys of a streaming server with TLS (optional; cmd/certs)
+//	CRIOD_RESTART         script that kills and starts the daemon (optional; resilience_test.go)
+//
+// Exec, attach and port-forward are driven by client-go, as kubectl and the API server do; frames
+// that client-go would never send are made by hand.
 //
 // The registry's registries.conf (as test-images writes it) also lets the runtime speak plain HTTP
 // to any port of the loopback: some specs put odd servers of their own in front of the registry.

@@ -104,7 +104,9 @@ func (p *pump) moves(t *testing.T, when string) {
 	}
 }
 
-// restarter kills criod and starts it again, by the script that the environment names.
+// restarter kills criod and starts it again, by the script that the environment names: "kill" sends
+// SIGKILL and waits until it is dead, "start" waits until it answers, "start next" takes another copy
+// of the program.
 type restarter struct {
 	t      *testing.T
 	script string
@@ -134,10 +136,16 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 	pumping, stop := context.WithCancel(ctx)
 	var sending sync.WaitGroup
 	var pumps []*pump
-	t.Cleanup(func() {
+	var closers []func() error
+	finish := sync.OnceFunc(func() {
 		stop()
+		// Whoever is in the middle of sending is let go.
+		for _, close := range closers {
+			close()
+		}
 		sending.Wait()
 	})
+	t.Cleanup(finish)
 	add := func(name string, chunk int64) *pump {
 		pump := newPump(name, uint64(len(pumps)), chunk)
 		pumps = append(pumps, pump)
@@ -169,11 +177,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 			case <-pumping.Done():
 			}
 		})
-		t.Cleanup(func() {
-			stop()
-			typed.Close()
-			<-ended
-		})
+		closers = append(closers, stdin.Close, func() error { <-ended; return nil })
 		return output
 	}
 	var forwards []*forward
@@ -195,7 +199,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 		f := forwardOver(t, dialer, ports["echo"])
 		forwards = append(forwards, f)
 		conn := must[net.Conn](t, "connect")(net.Dial("tcp", f.address))
-		t.Cleanup(func() { conn.Close() })
+		closers = append(closers, conn.Close)
 		pump := add("port-forward over "+d.name, 64<<10)
 		sending.Go(func() { pump.run(pumping, conn) })
 		go func() {
@@ -266,8 +270,7 @@ func TestStreamsOutliveTheDaemon(t *testing.T) {
 		total += pump.got.Load()
 	}
 	t.Logf("%d sessions, %d MiB", len(pumps)+len(windows), total>>20)
-	stop()
-	sending.Wait()
+	finish()
 	k.well()
 }
 

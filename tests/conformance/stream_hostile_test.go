@@ -21,10 +21,10 @@ import (
 )
 
 // rawUpgrade sends a request by hand, asks for 101, and leaves the rest to the caller.
-func rawUpgrade(t *testing.T, address string, headers ...string) (*net.TCPConn, *bufio.Reader) {
+func rawUpgrade(t *testing.T, address string, headers ...string) (duplex, *bufio.Reader) {
 	t.Helper()
 	u := must[*url.URL](t, "URL")(url.Parse(address))
-	conn := connect(t, u.Host)
+	conn := connectStream(t, u.Host)
 	request := "GET " + u.Path + " HTTP/1.1\r\nHost: " + u.Host + "\r\nConnection: Upgrade\r\n"
 	must[int](t, "request")(io.WriteString(conn, request+strings.Join(headers, "\r\n")+"\r\n\r\n"))
 	reader := bufio.NewReader(conn)
@@ -36,13 +36,13 @@ func rawUpgrade(t *testing.T, address string, headers ...string) (*net.TCPConn, 
 }
 
 // rawSPDY upgrades to SPDY, for frames by hand.
-func rawSPDY(t *testing.T, address, protocol string) (*net.TCPConn, *spdy.Framer) {
+func rawSPDY(t *testing.T, address, protocol string) (duplex, *spdy.Framer) {
 	t.Helper()
 	conn, reader := rawUpgrade(t, address, "Upgrade: SPDY/3.1", "X-Stream-Protocol-Version: "+protocol)
 	return conn, must[*spdy.Framer](t, "framer")(spdy.NewFramer(conn, reader))
 }
 
-func rawWebSocket(t *testing.T, address, protocol string) (*net.TCPConn, *bufio.Reader) {
+func rawWebSocket(t *testing.T, address, protocol string) (duplex, *bufio.Reader) {
 	t.Helper()
 	return rawUpgrade(t, address, "Upgrade: websocket", "Sec-WebSocket-Version: 13",
 		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol: "+protocol)
@@ -303,7 +303,7 @@ func TestHostileConnectionsWithoutARequest(t *testing.T) {
 	k := runPod(t, ctx).run(idle)
 	host := streamHost(t, k)
 	for n := range 200 {
-		conn := connect(t, host)
+		conn := connectStream(t, host)
 		switch n % 3 {
 		case 1:
 			io.WriteString(conn, "GET /exec/x")

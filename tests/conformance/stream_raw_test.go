@@ -36,6 +36,7 @@ func dialChannels(t *testing.T, address, protocol string) *channels {
 
 func dialChannelsWith(t *testing.T, dialer *websocket.Dialer, address, protocol string) *channels {
 	t.Helper()
+	dialer.TLSClientConfig = rawTLS(t)
 	if protocol != "" {
 		dialer.Subprotocols = []string{protocol}
 	}

@@ -55,7 +55,9 @@ func upgrade(t *testing.T, method, address string, change func(http.Header)) (st
 	if change != nil {
 		change(req.Header)
 	}
-	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: rawTLS(t),
+	}}
 	answer := must[*http.Response](t, address)(client.Do(req))
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusSwitchingProtocols {
@@ -107,7 +109,7 @@ func TestStreamUnknownTokensAndPaths(t *testing.T) {
 	address := must[string](t, "Exec")(execURL(ctx, k.id, outputs, "true"))
 	u := must[*url.URL](t, "URL")(url.Parse(address))
 	token := strings.TrimPrefix(u.Path, "/exec/")
-	base := "http://" + u.Host
+	base := u.Scheme + "://" + u.Host
 	for _, path := range []string{
 		"/exec/" + strings.Repeat("A", len(token)), "/exec/" + token[1:], "/exec/" + token + "x", "/exec/..%2f" + token,
 		"/exec/%00", "/exec/" + strings.Repeat("x", 2000), "/attach/nosuch", "/portforward/nosuch",
@@ -283,7 +285,7 @@ func TestStreamOddRequests(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			known(t)
-			conn := connect(t, host)
+			conn := connectStream(t, host)
 			// An answer may come, and the connection end, before all is sent.
 			go func() {
 				io.WriteString(conn, text)
@@ -306,7 +308,7 @@ func TestStreamOddRequests(t *testing.T) {
 func TestStreamSlowRequest(t *testing.T) {
 	ctx := spec(t)
 	k := runPod(t, ctx).run(idle)
-	conn := connect(t, streamHost(t, k))
+	conn := connectStream(t, streamHost(t, k))
 	begin := time.Now()
 	conn.SetDeadline(begin.Add(2 * patience))
 	ended := make(chan struct{})

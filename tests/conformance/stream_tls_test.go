@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -29,6 +30,30 @@ func tlsConfig(dir string) *rest.Config {
 	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{
 		CAFile: filepath.Join(dir, "ca.pem"), CertFile: filepath.Join(dir, "client.pem"), KeyFile: filepath.Join(dir, "client.key"),
 	}}
+}
+
+// rawTLS is the same for clients that are made by hand; nil without TLS.
+func rawTLS(t *testing.T) *tls.Config {
+	t.Helper()
+	return must[*tls.Config](t, "TLS")(rest.TLSConfigFor(clientConfig))
+}
+
+// duplex is a connection one of whose directions can be ended.
+type duplex interface {
+	net.Conn
+	CloseWrite() error
+}
+
+// connectStream opens a connection to the streaming server, with TLS where it has that.
+func connectStream(t *testing.T, host string) duplex {
+	t.Helper()
+	conn := connect(t, host)
+	config := rawTLS(t)
+	if config == nil {
+		return conn
+	}
+	config.ServerName, _, _ = net.SplitHostPort(host)
+	return tls.Client(conn, config)
 }
 
 // certs makes another authority, with certificates for both sides.

@@ -95,7 +95,9 @@ func streams(ctx context.Context, o options, targets []*target) error {
 			}{
 				{catSPDY, func() error { return t.transfer(ctx, s, false, size, "cat") }},
 				// Its version 4 has no end of stdin.
-				{catWebSocket, func() error { return t.transfer(ctx, s, true, size, "dd", "bs=256k", "iflag=fullblock", "count="+strconv.Itoa(4*o.megabytes)) }},
+				{catWebSocket, func() error {
+					return t.transfer(ctx, s, true, size, "dd", "bs=256k", "iflag=fullblock", "count="+strconv.Itoa(4*o.megabytes))
+				}},
 				{outSPDY, func() error { return t.receive(ctx, s, false, size, out...) }},
 				{outWebSocket, func() error { return t.receive(ctx, s, true, size, out...) }},
 				{forwardOut, func() error { return give(s.forwards["give"], size) }},
