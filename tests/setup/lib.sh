@@ -148,7 +148,8 @@ node_containers() {
         [[ $place == mnt:* && $place != "$here" ]] || continue
         pid=${ns#/proc/}
         pid=${pid%%/*}
-        ! grep -qF "$NODE/" "/proc/$pid/mountinfo" 2>/dev/null || echo "$pid"
+        # Its root, and no other mount: whoever made a namespace of his own meanwhile has all of ours.
+        if awk '$5 == "/"' "/proc/$pid/mountinfo" 2>/dev/null | grep -qF "$NODE/"; then echo "$pid"; fi
     done
 }
 
