@@ -377,7 +377,6 @@ func TestRemoveImageInUse(t *testing.T) {
 	take(t, name)
 	k := p.create(name, nil)
 	k.start()
-	k.trapped()
 	before := k.status()
 	if err := images.RemoveImage(ctx, named(name)); err != nil {
 		if code := status.Code(err); code == codes.NotFound || code == codes.Unavailable {
