@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -401,6 +403,23 @@ func (c *container) trapped() {
 	eventually(c.t, "the trap", func() bool {
 		_, _, err := runtime.ExecSync(c.ctx, c.id, caught, 5*time.Second)
 		return err == nil
+	})
+}
+
+// trappedAsSeenFromTheNode is the same for an image with nothing to look with.
+func (c *container) trappedAsSeenFromTheNode() {
+	c.t.Helper()
+	caught := regexp.MustCompile(`(?m)^SigCgt:.*[4-7c-f][0-9a-f]{3}$`)
+	eventually(c.t, "the trap", func() bool {
+		groups, _ := filepath.Glob("/proc/[0-9]*/cgroup")
+		for _, path := range groups {
+			group, _ := os.ReadFile(path)
+			status, _ := os.ReadFile(filepath.Join(filepath.Dir(path), "status"))
+			if strings.Contains(string(group), c.id) && bytes.HasPrefix(status, []byte("Name:\tpause\n")) && caught.Match(status) {
+				return true
+			}
+		}
+		return false
 	})
 }
 

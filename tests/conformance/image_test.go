@@ -377,6 +377,7 @@ func TestRemoveImageInUse(t *testing.T) {
 	take(t, name)
 	k := p.create(name, nil)
 	k.start()
+	k.trappedAsSeenFromTheNode()
 	before := k.status()
 	if err := images.RemoveImage(ctx, named(name)); err != nil {
 		if code := status.Code(err); code == codes.NotFound || code == codes.Unavailable {
