@@ -164,39 +164,43 @@ impl Console {
         if let Some(given) = self.notices.take() {
             return Ok(given);
         }
-        let (to, from) = mpsc::channel(4);
-        let mut heard = Vec::new();
-        for kind in [
-            SignalKind::window_change(),
+        let ending = [
             SignalKind::hangup(),
             SignalKind::interrupt(),
             SignalKind::quit(),
             SignalKind::terminate(),
-        ] {
-            heard.push((kind, signal(kind).map_err(Error::Signals)?));
-        }
-        for (kind, mut signals) in heard {
-            let to = to.clone();
-            let notice = match kind == SignalKind::window_change() {
-                true => Notice::Resized,
-                // Signals have small numbers.
-                false => Notice::End(u8::try_from(kind.as_raw_value()).unwrap_or_default()),
-            };
-            // Ends with the receiver, or with the process.
-            tokio::spawn(async move {
-                loop {
-                    tokio::select! {
-                        _ = signals.recv() => {}
-                        () = to.closed() => return,
-                    }
-                    if to.send(notice).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        Ok(from)
+        ];
+        listen(&ending)
     }
+}
+
+/// Notices of the terminal's size, and of signals that are to `end` something.
+fn listen(end: &[SignalKind]) -> Result<mpsc::Receiver<Notice>> {
+    let (to, from) = mpsc::channel(4);
+    let resized = (SignalKind::window_change(), Notice::Resized);
+    // Signals have small numbers.
+    let number = |kind: &SignalKind| u8::try_from(kind.as_raw_value()).unwrap_or_default();
+    let ends = end.iter().map(|kind| (*kind, Notice::End(number(kind))));
+    let mut heard = Vec::new();
+    for (kind, notice) in std::iter::once(resized).chain(ends) {
+        heard.push((signal(kind).map_err(Error::Signals)?, notice));
+    }
+    for (mut signals, notice) in heard {
+        let to = to.clone();
+        // Ends with the receiver, or with the process.
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    _ = signals.recv() => {}
+                    () = to.closed() => return,
+                }
+                if to.send(notice).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    Ok(from)
 }
 
 /// The process's stdout with a buffer of our own: that of the standard library looks for the ends
@@ -205,5 +209,22 @@ fn stdout() -> Sink {
     match io::stdout().as_fd().try_clone_to_owned() {
         Ok(fd) => Sink::new(io::BufWriter::new(File::from(fd))),
         Err(_) => Sink::new(io::BufWriter::new(io::stdout())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::{Signal, raise};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn signals_become_notices() {
+        // One that nothing else in this process needs.
+        let mut notices = listen(&[SignalKind::user_defined1()]).unwrap();
+        raise(Signal::SIGWINCH).unwrap();
+        assert_eq!(notices.recv().await, Some(Notice::Resized));
+        raise(Signal::SIGUSR1).unwrap();
+        assert_eq!(notices.recv().await, Some(Notice::End(Signal::SIGUSR1 as u8)));
     }
 }

@@ -87,6 +87,8 @@ struct Local {
     port: u16,
     bell: Arc<Bell>,
     waker: Waker,
+    /// The server has accepted its stream.
+    ready: bool,
     /// It sends nothing more.
     ended: bool,
     /// The pod sends nothing more.
@@ -166,15 +168,28 @@ impl Forwarding {
         let _ = socket.set_nodelay(true);
         let bell = Arc::new(Bell { id, rung: AtomicBool::new(false), board: self.board.clone() });
         let waker = Waker::from(bell.clone());
-        let local =
-            Local { socket, port, bell, waker, ended: false, closed: false, stalled: false };
+        let local = Local {
+            socket,
+            port,
+            bell,
+            waker,
+            ready: false,
+            ended: false,
+            closed: false,
+            stalled: false,
+        };
         self.locals.insert(id, local);
     }
 
     fn take_events(&mut self, console: &Console) -> Result<()> {
         while let Some(event) = self.client.event()? {
             match event {
-                ClientEvent::Ready { id } => self.serve(id),
+                ClientEvent::Ready { id } => {
+                    if let Some(local) = self.locals.get_mut(&id) {
+                        local.ready = true;
+                    }
+                    self.serve(id);
+                }
                 ClientEvent::Data { id, bytes } => {
                     let Some(local) = self.locals.get_mut(&id) else { continue };
                     let (taken, broken) = local.write(bytes);
@@ -236,7 +251,7 @@ impl Forwarding {
             }
         }
         let mut reads = 0;
-        while !local.ended {
+        while local.ready && !local.ended {
             let space = self.client.send_space(id);
             if space.is_empty() {
                 if !std::mem::replace(&mut local.stalled, true) {
