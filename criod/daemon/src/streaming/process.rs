@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use sys::seqpacket::{self, Conn, Message};
 use tokio::io::Interest;
@@ -35,6 +36,8 @@ pub(super) const SPARE: usize = 2;
 const WAITING: usize = 64;
 /// What they say is kept up to this size, in bytes.
 const LOG_MAX: u64 = 1 << 20;
+/// Between two warnings of the same.
+const PAUSE: Duration = Duration::from_secs(60);
 /// Streams are held at the keeper under this and their number.
 const PREFIX: &str = "stream-";
 /// Digits of a stream's number.
@@ -115,12 +118,14 @@ pub(crate) struct Pool {
     idle: Mutex<Vec<Arc<Stream>>>,
     waiting: Mutex<VecDeque<Arc<Stream>>>,
     refill: tokio::sync::Mutex<()>,
+    /// When it was last said that there are too many, and how many were closed since.
+    crowded: Mutex<(Option<Instant>, u64)>,
 }
 
 impl Pool {
     pub(crate) fn new(options: Options, keeper: Keeper) -> Pool {
-        let (idle, waiting, refill) = Default::default();
-        Pool { options, keeper, idle, waiting, refill }
+        let (idle, waiting, refill, crowded) = Default::default();
+        Pool { options, keeper, idle, waiting, refill, crowded }
     }
 
     /// Whether what the keeper holds under this id is one of ours.
@@ -239,8 +244,8 @@ impl Pool {
             if waiting.len() > WAITING { waiting.pop_front() } else { None }
         };
         if let Some(oldest) = crowded {
-            warn!("more than {WAITING} streaming connections show no token: the oldest is closed");
             oldest.kill();
+            self.say_crowded();
         }
         let sent = stream.send(fields, fds);
         // It is marked before it is taken from the lists, so that one of the two sees the other.
@@ -249,6 +254,21 @@ impl Pool {
             return Err(stream.unplace());
         }
         Ok(())
+    }
+
+    /// Says that connections are closed for want of room, now and then: whoever causes it can do so
+    /// as often as he likes.
+    fn say_crowded(&self) {
+        let mut said = lock(&self.crowded);
+        said.1 += 1;
+        if said.0.is_none_or(|last| last.elapsed() > PAUSE) {
+            let closed = std::mem::take(&mut said.1);
+            said.0 = Some(Instant::now());
+            warn!(
+                closed,
+                "more than {WAITING} streaming connections show no token: the oldest are closed"
+            );
+        }
     }
 
     /// It has shown one.
