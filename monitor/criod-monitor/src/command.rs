@@ -60,7 +60,7 @@ impl Monitor {
         process: OwnedFd,
         size: Option<Size>,
     ) -> Result<Command, String> {
-        self.may_exec().map_err(|refusal| refusal.message)?;
+        self.may_exec(self.sessions.commands()).map_err(|refusal| refusal.message)?;
         self.try_command(key, tty, wanted, process, size).map_err(|e| {
             self.remove_exec_files(key, &["process", "pid", "log", "console", "run"]);
             format!("exec: {e}")

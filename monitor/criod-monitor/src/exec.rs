@@ -35,7 +35,8 @@ use crate::runtime::{self, Stdio3};
 /// Stdout and stderr together, where the caller says nothing: below the 16 MiB that gRPC clients
 /// take in one message.
 const MAX_OUTPUT: u64 = 15 << 20;
-/// Commands at a time; each takes a handful of descriptors.
+/// Commands at a time, those whose streams others carry counted apart: shells that are left open
+/// must not keep a probe from running. Each takes a handful of descriptors.
 const MAX_RUNNING: usize = 64;
 /// What there may be of a command in the monitor's folder; the one that tells of the others last.
 const FILES: [&str; 7] = ["process", "pid", "log", "console", "stdout", "stderr", "run"];
@@ -158,7 +159,7 @@ pub(crate) fn exit_code(status: i32) -> i32 {
 impl Monitor {
     /// Begins a command; the answer comes when it has ended.
     pub(crate) fn exec(&mut self, waiter: Waiter, asked: ExecSyncRequest) -> Result<(), Refusal> {
-        self.may_exec()?;
+        self.may_exec(self.execs.running.len())?;
         let n = self.execs.number();
         self.begin_exec(n, waiter, &asked).map_err(|e| {
             self.remove_exec_files(n, &FILES);
@@ -166,15 +167,15 @@ impl Monitor {
         })
     }
 
-    /// Whether a command may begin now.
-    pub(crate) fn may_exec(&self) -> Result<(), Refusal> {
+    /// Whether a command may begin now, where so many of its kind run.
+    pub(crate) fn may_exec(&self, running: usize) -> Result<(), Refusal> {
         // From the first SIGKILL on nothing new may begin.
         let killing = !self.timers.patience.is_zero();
         if self.phase() != Phase::PHASE_RUNNING || self.state.now.exit.is_some() || killing {
             let text = format!("container {} is not running", self.config.id);
             return Err(Refusal::new(Code::FailedPrecondition, text));
         }
-        if self.execs.running.len() + self.sessions.commands() >= MAX_RUNNING {
+        if running >= MAX_RUNNING {
             let text =
                 format!("{MAX_RUNNING} commands run in container {} already", self.config.id);
             return Err(Refusal::new(Code::ResourceExhausted, text));

@@ -327,6 +327,8 @@ async fn more_than_the_limit_are_refused_until_one_goes() {
     let conn = prepare(&c, ["0", "0", "0"], &["/bin/true"]);
     let text = go(&conn, &["GO"]).unwrap_err();
     assert!(text.contains("64 commands"), "{text}");
+    // Those that are waited for are counted apart.
+    assert_eq!(sh(&c, "exit 3", 0).await.exit_code, 3);
     // One whose stream has gone does not count, though it runs on.
     drop(running.pop());
     let conn = eventually("there is room", || {
@@ -338,6 +340,31 @@ async fn more_than_the_limit_are_refused_until_one_goes() {
     delete(&c).await;
     for (conn, _) in &running {
         assert_eq!(exit(conn), Some(137));
+    }
+}
+
+#[tokio::test]
+async fn as_many_that_are_waited_for() {
+    let keeper = Keeper::default();
+    let c = Container::new(&keeper, "sleep 1000", &Options::default());
+    start(&c).await;
+    let mut calls = Vec::new();
+    for _ in 0..64 {
+        let client = c.client().await;
+        let process =
+            serde_json::json!({ "args": SLEEP, "cwd": "/", "user": { "uid": 0, "gid": 0 } });
+        let process = process.to_string().into_bytes();
+        let request = ExecSyncRequest { process, ..ExecSyncRequest::new() };
+        calls.push(tokio::spawn(async move { client.exec_sync(ctx(), &request).await }));
+    }
+    let run_files = || files(&c).iter().filter(|f| f.ends_with(".run")).count();
+    meanwhile("all have begun", || run_files() == 64).await;
+    assert!(message(run(&c, &["/bin/true"], 0).await).contains("64 commands"));
+    let (conn, _streams) = exec(&c, &["/bin/sh", "-c", "exit 3"]);
+    assert_eq!(exit(&conn), Some(3));
+    delete(&c).await;
+    for call in calls {
+        assert!(call.await.unwrap().is_ok_and(|done| !done.timed_out));
     }
 }
 
