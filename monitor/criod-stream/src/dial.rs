@@ -7,10 +7,14 @@
 //! ```
 //! It has privileges until it is inside, and from then on only sockets. Each DIAL tries 127.0.0.1,
 //! then ::1; answers come in the order in which connections are made.
+//!
+//! A socket whose connect() was still under way when it returned stays "connecting" for the kernel,
+//! and after a reset it could be connected anew, to anywhere, with sendto(MSG_FASTOPEN). So
+//! connect() is called once more when the connection is there, which also tells how it went.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -18,8 +22,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, SockaddrLike, connect, getsockopt,
-    setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket, sockopt,
 };
 use sys::seqpacket::{Conn, Message};
 
@@ -82,15 +85,13 @@ pub(crate) fn run(control: Conn) -> Result<(), String> {
     control.send(&["OK"], &[]).map_err(said)?;
     sys::pipe::set_nonblocking(control.as_fd()).map_err(said)?;
     poller.add(&control, CONTROL).map_err(|e| format!("epoll: {e}"))?;
-    let mut dialer = Dialer {
-        control,
-        ready: Ready::default(),
-        poller,
-        dials: BTreeMap::new(),
-        next: CONTROL + 1,
-        answers: VecDeque::new(),
-    };
-    dialer.serve().map_err(said)
+    Dialer::new(control, poller).serve().map_err(said)
+}
+
+fn address(port: u16, first: bool) -> SockaddrStorage {
+    let (v4, v6) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+    let address: SocketAddr = if first { (v4, port).into() } else { (v6, port).into() };
+    address.into()
 }
 
 /// A failure's words as users of kubectl know them.
@@ -100,6 +101,17 @@ fn reason(port: u16, first: bool, errno: Errno) -> String {
 }
 
 impl Dialer {
+    fn new(control: Conn, poller: Poller) -> Dialer {
+        Dialer {
+            control,
+            ready: Ready::default(),
+            poller,
+            dials: BTreeMap::new(),
+            next: CONTROL + 1,
+            answers: VecDeque::new(),
+        }
+    }
+
     fn serve(&mut self) -> io::Result<()> {
         let mut events: Vec<Event> = Vec::new();
         loop {
@@ -177,14 +189,11 @@ impl Dialer {
     }
 
     fn begin(&mut self, port: u16, first: bool) -> Result<(OwnedFd, u64), Errno> {
-        let v4 = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
-        let v6 = SockaddrIn6::from(SocketAddrV6::new(Ipv6Addr::LOCALHOST, port, 0, 0));
-        let (family, address): (_, &dyn SockaddrLike) =
-            if first { (AddressFamily::Inet, &v4) } else { (AddressFamily::Inet6, &v6) };
+        let family = if first { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket = socket(family, SockType::Stream, flags, None)?;
         let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
-        match connect(socket.as_raw_fd(), address) {
+        match connect(socket.as_raw_fd(), &address(port, first)) {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(e) => return Err(e),
         }
@@ -221,11 +230,10 @@ impl Dialer {
     /// Connecting is over, one way or the other.
     fn made(&mut self, key: u64) {
         let Some(dial) = self.take(key) else { return };
-        match getsockopt(&dial.socket, sockopt::SocketError) {
-            Ok(0) => self.answers.push_back(Answer { id: dial.id, outcome: Ok(dial.socket) }),
-            Ok(error) => {
-                let why = Errno::from_raw(error);
-                self.failed(dial.id, dial.port, dial.deadline, dial.first, why);
+        match connect(dial.socket.as_raw_fd(), &address(dial.port, dial.first.is_none())) {
+            // EISCONN: the first call has connected it already.
+            Ok(()) | Err(Errno::EISCONN) => {
+                self.answers.push_back(Answer { id: dial.id, outcome: Ok(dial.socket) });
             }
             Err(why) => self.failed(dial.id, dial.port, dial.deadline, dial.first, why),
         }
@@ -247,4 +255,58 @@ impl Dialer {
 
 fn errno(e: &io::Error) -> Errno {
     Errno::from_raw(e.raw_os_error().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use nix::libc;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use nix::sys::socket::{MsgFlags, sendto};
+
+    use super::*;
+
+    /// What the port's first address gives.
+    fn dialled(port: u16) -> OwnedFd {
+        let (control, _criod) = Conn::pair().unwrap();
+        let mut dialer = Dialer::new(control, Poller::new().unwrap());
+        let deadline = Instant::now() + LIMIT;
+        dialer.dial("1".into(), port, deadline, None);
+        let mut events = Vec::new();
+        while dialer.answers.is_empty() {
+            dialer.poller.wait(Some(deadline), &mut events).unwrap();
+            assert!(Instant::now() < deadline, "no connection came of it");
+            for (key, flags) in events.drain(..) {
+                if flags.intersects(DONE) {
+                    dialer.made(key);
+                }
+            }
+        }
+        dialer.answers.pop_front().unwrap().outcome.unwrap()
+    }
+
+    #[test]
+    fn what_was_dialled_and_reset_connects_to_nothing_else() {
+        let pod = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = dialled(pod.local_addr().unwrap().port());
+        let (peer, _) = pod.accept().unwrap();
+        let at_once = libc::linger { l_onoff: 1, l_linger: 0 };
+        setsockopt(&peer, sockopt::Linger, &at_once).unwrap();
+        drop(peer);
+        let mut reset = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+        assert_eq!(poll(&mut reset, PollTimeout::from(30_000u16)), Ok(1));
+
+        let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+        elsewhere.set_nonblocking(true).unwrap();
+        let address = SockaddrStorage::from(elsewhere.local_addr().unwrap());
+        let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN) | MsgFlags::MSG_NOSIGNAL;
+        // The first call tells of the reset.
+        for _ in 0..3 {
+            let sent = sendto(socket.as_raw_fd(), b"x", &address, flags);
+            assert!(!matches!(sent, Ok(_) | Err(Errno::EINPROGRESS)), "{sent:?}");
+        }
+        let nobody = elsewhere.accept().unwrap_err();
+        assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
+    }
 }

@@ -86,7 +86,6 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_exit_group,
     libc::SYS_futex,
     libc::SYS_getrandom,
-    libc::SYS_getsockopt,
     libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
@@ -97,8 +96,6 @@ const COMMON: &[libc::c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_restart_syscall,
     libc::SYS_rt_sigreturn,
-    libc::SYS_sendmsg,
-    libc::SYS_sendto,
     libc::SYS_shutdown,
     // What the standard library does as it ends.
     libc::SYS_sigaltstack,
@@ -114,6 +111,16 @@ fn condition(arg: u8, op: SeccompCmpOp, value: u64) -> seccompiler::Result<Secco
 fn one_of(arg: u8, values: &[u64]) -> seccompiler::Result<Vec<SeccompRule>> {
     let rule = |v: &u64| Ok(SeccompRule::new(vec![condition(arg, SeccompCmpOp::Eq, *v)?])?);
     values.iter().map(rule).collect()
+}
+
+/// Sending where the socket is connected to, and with no flags but the one that everybody sets:
+/// MSG_FASTOPEN would connect sockets.
+fn sending(rules: &mut BTreeMap<i64, Vec<SeccompRule>>) -> seccompiler::Result<()> {
+    let flags = |arg| condition(arg, SeccompCmpOp::Eq, libc::MSG_NOSIGNAL as u64);
+    let no_address = SeccompCondition::new(4, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    rules.insert(libc::SYS_sendto, vec![SeccompRule::new(vec![flags(3)?, no_address])?]);
+    rules.insert(libc::SYS_sendmsg, vec![SeccompRule::new(vec![flags(2)?])?]);
+    Ok(())
 }
 
 /// Options of TCP sockets that may be set.
@@ -141,6 +148,7 @@ pub(crate) fn filter(role: Role) -> seccompiler::Result<BpfProgram> {
     rules.insert(libc::SYS_mmap, no_exec.clone());
     rules.insert(libc::SYS_mprotect, no_exec);
     rules.insert(libc::SYS_setsockopt, options()?);
+    sending(&mut rules)?;
     let fcntl = [libc::F_GETFL, libc::F_SETFL, libc::F_GETFD];
     rules.insert(libc::SYS_fcntl, one_of(1, &fcntl.map(|c| c as u64))?);
     match role {
@@ -151,12 +159,14 @@ pub(crate) fn filter(role: Role) -> seccompiler::Result<BpfProgram> {
         }
         Role::Dialer => {
             let families = [libc::AF_INET, libc::AF_INET6].map(|f| f as u64);
-            let kind = SeccompCmpOp::MaskedEq(0xf);
+            let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
             let mut of = Vec::new();
             for family in families {
                 of.push(SeccompRule::new(vec![
                     condition(0, SeccompCmpOp::Eq, family)?,
-                    condition(1, kind.clone(), libc::SOCK_STREAM as u64)?,
+                    condition(1, SeccompCmpOp::Eq, kind as u64)?,
+                    // The protocol: TCP, for others have streams, too.
+                    condition(2, SeccompCmpOp::Eq, 0)?,
                 ])?);
             }
             rules.insert(libc::SYS_socket, of);
@@ -170,17 +180,38 @@ pub(crate) fn filter(role: Role) -> seccompiler::Result<BpfProgram> {
 #[cfg(test)]
 mod tests {
     use std::io::{IsTerminal, Write};
+    use std::os::fd::AsRawFd;
     use std::os::unix::process::ExitStatusExt;
     use std::process::Command;
 
     use nix::sys::signal::kill;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt};
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendmsg,
+        sendto, setsockopt, socket, sockopt,
+    };
 
     use super::*;
 
     /// Names what the victim below does.
     const ACT: &str = "CRIOD_STREAM_ACT";
     const SURVIVED: i32 = 77;
+
+    const FASTOPEN: MsgFlags =
+        MsgFlags::from_bits_retain(libc::MSG_FASTOPEN).union(MsgFlags::MSG_NOSIGNAL);
+
+    fn tcp(flags: SockFlag, protocol: Option<SockProtocol>) -> std::io::Result<()> {
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            // A system without IPv6 is no matter here.
+            let _ = socket(family, SockType::Stream, flags, protocol);
+        }
+        Ok(())
+    }
+
+    fn send(fd: &impl AsRawFd, flags: MsgFlags) -> std::io::Result<()> {
+        let bytes = [std::io::IoSlice::new(b"x")];
+        sendmsg::<()>(fd.as_raw_fd(), &bytes, &[], flags, None)?;
+        Ok(())
+    }
 
     /// Not a test of its own: run by the others in a process that may be killed.
     #[test]
@@ -189,14 +220,23 @@ mod tests {
         let (role, act) = act.split_once(' ').unwrap();
         let role = if role == "dialer" { Role::Dialer } else { Role::Stream };
         let (mut ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut connected = std::net::TcpStream::connect(address).unwrap();
+        let unconnected =
+            socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+        let address = SockaddrStorage::from(address);
+        let all = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         lock(role).unwrap();
         let done: std::io::Result<()> = match act {
             "nothing" => Ok(()),
             "use" => {
                 // Memory, time, and what is held already.
                 std::hint::black_box((vec![0u8; 64 << 20], std::time::Instant::now()));
-                let written = ours.write_all(&[1; 10_000]);
-                written.and_then(|()| ours.shutdown(std::net::Shutdown::Write))
+                ours.write_all(&[1; 10_000]).unwrap();
+                connected.write_all(&[1; 10_000]).unwrap();
+                send(&connected, MsgFlags::MSG_NOSIGNAL).unwrap();
+                ours.shutdown(std::net::Shutdown::Write)
             }
             "open" => std::fs::File::open("/").map(drop),
             "unlink" => std::fs::remove_file("/none"),
@@ -204,10 +244,21 @@ mod tests {
             "thread" => std::thread::Builder::new().spawn(|| ()).map(drop),
             "duplicate" => ours.try_clone().map(drop),
             "unix socket" => std::os::unix::net::UnixDatagram::unbound().map(drop),
-            "tcp socket" => {
-                let kind = (AddressFamily::Inet6, SockType::Stream);
-                socket(kind.0, kind.1, SockFlag::empty(), None).map(drop).map_err(Into::into)
+            "tcp socket" => tcp(all, None),
+            "blocking socket" => tcp(SockFlag::SOCK_CLOEXEC, None),
+            "socket of a protocol" => tcp(all, Some(SockProtocol::Tcp)),
+            "fast open" => sendto(unconnected.as_raw_fd(), b"x", &address, FASTOPEN)
+                .map(drop)
+                .map_err(Into::into),
+            "fast open without address" => {
+                nix::sys::socket::send(unconnected.as_raw_fd(), b"x", FASTOPEN)
+                    .map(drop)
+                    .map_err(Into::into)
             }
+            "fast open in a message" => send(&unconnected, FASTOPEN),
+            "address" => sendto(connected.as_raw_fd(), b"x", &address, MsgFlags::MSG_NOSIGNAL)
+                .map(drop)
+                .map_err(Into::into),
             "udp socket" => std::net::UdpSocket::bind("127.0.0.1:0").map(drop),
             "listen" => std::net::TcpListener::bind("127.0.0.1:0").map(drop),
             "kill" => kill(nix::unistd::getpid(), None).map_err(Into::into),
@@ -252,6 +303,12 @@ mod tests {
                 "ioctl",
                 "option",
                 "thread",
+                "fast open",
+                "fast open without address",
+                "fast open in a message",
+                "address",
+                "blocking socket",
+                "socket of a protocol",
             ] {
                 assert_eq!(outcome(role, act), None, "{role}: {act}");
             }
