@@ -26,8 +26,8 @@ use crate::{recover, server};
 
 /// The cgroup that the keeper and the monitors live in.
 const MONITORS: &str = "/criod-monitors";
-/// Its CPU shares; one ordinary group has 1024. All runtime calls of the node are made in there:
-/// together they are more than one task.
+/// CPU shares of that and of the next; one ordinary group has 1024. All runtime calls of the node are
+/// made in the one and all bytes of streams go through the other: each is more than one task.
 const SHARES: u64 = 10_240;
 /// The cgroup of the processes that face the network.
 const STREAMS: &str = "/criod-streams";
@@ -88,12 +88,12 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         program: config.keeper_binary(),
         socket: config.keeper_socket(),
         log: paths.run.join("keeper.log"),
-        cgroups: own_group(&hierarchy, MONITORS, Some(SHARES))?,
+        cgroups: own_group(&hierarchy, MONITORS)?,
     })
     .await?;
     let monitor_program = config.monitor_binary();
     let stream_program = beside(&monitor_program, "criod-stream");
-    let group = own_group(&hierarchy, STREAMS, None)?;
+    let group = own_group(&hierarchy, STREAMS)?;
     let (streams, streaming) =
         Streams::open(&config, &paths.run, stream_program.clone(), group, &keeper).await?;
     let images = criod_images::Images::new(Arc::clone(&store), images(&config))
@@ -175,17 +175,11 @@ fn failed(name: &str) -> impl Fn(cgroup::Error) -> Error {
 }
 
 /// Makes a cgroup for processes of ours; returns its folders.
-fn own_group(
-    hierarchy: &cgroup::Hierarchy,
-    name: &str,
-    shares: Option<u64>,
-) -> Result<Vec<PathBuf>> {
+fn own_group(hierarchy: &cgroup::Hierarchy, name: &str) -> Result<Vec<PathBuf>> {
     let group = cgroup::Cgroup::at(hierarchy, name).map_err(failed(name))?;
     group.create().map_err(failed(name))?;
-    let share = cgroup::Resources { cpu_shares: shares, ..cgroup::Resources::default() };
-    if shares.is_some()
-        && let Err(e) = group.set(&share)
-    {
+    let share = cgroup::Resources { cpu_shares: Some(SHARES), ..cgroup::Resources::default() };
+    if let Err(e) = group.set(&share) {
         warn!("cgroup {name}: {e}");
     }
     Ok(group.paths())

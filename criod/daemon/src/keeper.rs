@@ -41,6 +41,14 @@ pub(crate) struct Options {
     pub(crate) cgroups: Vec<PathBuf>,
 }
 
+/// Whether a call whose answer was lost may be made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    Always,
+    /// It may have been done, and must not be done twice.
+    Never,
+}
+
 /// The keeper. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Keeper(Arc<Inner>);
@@ -91,24 +99,38 @@ impl Keeper {
         fds: Vec<OwnedFd>,
         action: &'static str,
     ) -> Result<Message> {
+        self.ask(fields, fds, action, Repeat::Always).await
+    }
+
+    async fn ask(
+        &self,
+        fields: Vec<String>,
+        fds: Vec<OwnedFd>,
+        action: &'static str,
+        repeat: Repeat,
+    ) -> Result<Message> {
         let inner = Arc::clone(&self.0);
-        let work = move || inner.call(&fields, &fds);
+        let work = move || inner.call(&fields, &fds, repeat);
         let done = tokio::task::spawn_blocking(work).await.map_err(|_| Kind::Panicked)?;
         Ok(done.map_err(|source| Kind::Keeper { action, source })?)
     }
 
     /// Forks a program for `id`. Returns its pid and its pidfd.
+    ///
+    /// With [`Repeat::Always`] there may be two of it: only for a program that sees to it that the
+    /// second one ends.
     pub(crate) async fn fork(
         &self,
         id: &str,
         command: Vec<String>,
         stdin: OwnedFd,
         stderr: OwnedFd,
+        repeat: Repeat,
     ) -> Result<(i32, OwnedFd)> {
         const ACTION: &str = "fork";
         let mut fields = vec!["FORK".into(), id.to_owned()];
         fields.extend(command);
-        let mut answer = self.call(fields, vec![stdin, stderr], ACTION).await?;
+        let mut answer = self.ask(fields, vec![stdin, stderr], ACTION, repeat).await?;
         let pid = answer.fields.first().and_then(|p| p.parse().ok());
         pid.zip(answer.fds.pop()).ok_or_else(|| {
             let source = io::Error::from(io::ErrorKind::InvalidData);
@@ -176,7 +198,7 @@ impl Keeper {
 }
 
 impl Inner {
-    fn call(&self, fields: &[String], fds: &[OwnedFd]) -> io::Result<Message> {
+    fn call(&self, fields: &[String], fds: &[OwnedFd], repeat: Repeat) -> io::Result<Message> {
         let mut conn = lock(&self.conn);
         let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
@@ -187,11 +209,10 @@ impl Inner {
             let Some(open) = conn.as_ref() else { break };
             match open.call(&fields, &fds) {
                 // The connection is broken, or its answers may come late and be taken for those of
-                // later calls. FORK, the only call that must not be done twice, is not: a second
-                // monitor finds the lock taken.
+                // later calls.
                 Err(e) if e.kind() != io::ErrorKind::Other => {
                     *conn = None;
-                    if last {
+                    if last || repeat == Repeat::Never {
                         return Err(e);
                     }
                 }

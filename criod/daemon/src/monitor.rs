@@ -25,7 +25,7 @@ use tracing::{info, warn};
 use ttrpc::context::Context;
 
 use crate::error::{Error, Kind, Result};
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, Repeat};
 use crate::node::on_disk;
 
 /// Attempts to reach a monitor before the caller is told.
@@ -132,7 +132,9 @@ impl Monitor {
             "--dir".into(),
             self.dir.to_string_lossy().into_owned(),
         ];
-        self.keeper.fork(&self.id, command, listener.into(), log.into()).await?;
+        // A second one finds the lock taken.
+        let again = Repeat::Always;
+        self.keeper.fork(&self.id, command, listener.into(), log.into(), again).await?;
         Ok(())
     }
 

@@ -32,10 +32,10 @@ use std::time::Duration;
 use criod_config::Config;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{info, warn};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::keeper::Keeper;
 use crate::node::{Node, on_disk};
 use process::{Options, Pool, Stream};
@@ -51,6 +51,8 @@ const FILES_ELSE: u64 = 256;
 const TOKEN: Duration = Duration::from_secs(10);
 /// How long one may be idle, where the configuration does not say.
 const IDLE: Duration = Duration::from_secs(4 * 3600);
+/// Questions that a stream may ask of one criod.
+const QUESTIONS: u32 = 2;
 /// Streams that are tried for a connection.
 const ATTEMPTS: usize = 8;
 /// Connections at a time through one port-forward.
@@ -67,6 +69,8 @@ pub(crate) struct Streams {
     pool: Pool,
     tls: Option<Tls>,
     address: SocketAddr,
+    /// Host and port in URLs.
+    host: String,
     idle: Duration,
     places: Arc<Semaphore>,
 }
@@ -78,7 +82,7 @@ pub(crate) fn is_stream(id: &str) -> bool {
 
 /// The listening socket: the one that the keeper holds for this address, else a new one.
 async fn listen(config: &Config, keeper: &Keeper) -> Result<StdListener> {
-    let wanted = (config.stream_address.as_str(), config.stream_port.0);
+    let wanted = (host(config), config.stream_port.0);
     let text = format!("{}:{}", wanted.0, wanted.1);
     let name = format!("{LISTENER}{text}");
     let failed = |e| Error::system(format!("listen for streaming at {text}"))(e);
@@ -119,6 +123,7 @@ impl Streams {
             pool: Pool::new(options, keeper.clone()),
             tls: Tls::new(config),
             address,
+            host: host_in_url(host(config), address),
             idle: config.stream_idle_timeout.unwrap_or(IDLE),
             places: Arc::new(Semaphore::new(usize::try_from(most).unwrap_or(1))),
         };
@@ -130,18 +135,28 @@ impl Streams {
         let path = ticket.purpose.path();
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let token = on_disk(|| self.tokens.issue(ticket))?;
-        Ok(format!("{scheme}://{}/{path}/{token}", reachable(self.address)))
+        Ok(format!("{scheme}://{}/{path}/{token}", self.host))
     }
 }
 
-/// An address that a client on this machine can connect to.
-fn reachable(address: SocketAddr) -> SocketAddr {
+/// Host and port as they stand in URLs: a name as it was configured, for a certificate is checked
+/// against it; instead of "every address" one that a client on this machine can connect to.
+fn host_in_url(host: &str, address: SocketAddr) -> String {
+    if !host.is_empty() && host.parse::<IpAddr>().is_err() {
+        return format!("{host}:{}", address.port());
+    }
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    SocketAddr::new(ip, address.port())
+    SocketAddr::new(ip, address.port()).to_string()
+}
+
+/// The address or name that is configured, without the brackets that an IPv6 address may stand in.
+fn host(config: &Config) -> &str {
+    let host = config.stream_address.as_str();
+    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
 }
 
 /// Serves connections until the future is dropped.
@@ -149,7 +164,7 @@ pub(crate) async fn serve(node: Arc<Node>, listener: StdListener) {
     match node.streams.pool.found().await {
         Ok(found) => {
             for stream in found {
-                tokio::spawn(attend(Arc::clone(&node), stream));
+                tokio::spawn(attend(Arc::clone(&node), stream, true));
             }
         }
         Err(e) => warn!("streams of the criod before: {}", e.chain()),
@@ -161,27 +176,55 @@ pub(crate) async fn serve(node: Arc<Node>, listener: StdListener) {
     info!("streaming at {}", node.streams.address);
     refill(&node);
     loop {
-        let Ok(place) = Arc::clone(&node.streams.places).acquire_owned().await else { return };
-        let socket = match listener.accept().await.and_then(|(socket, _)| socket.into_std()) {
-            Ok(socket) => socket,
-            Err(e) => {
-                warn!("streaming: accept: {e}");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
-        if let Err(e) = hand_over(&node, socket.into(), place).await {
+        if let Err(e) = serve_one(&node, &listener).await {
             warn!("streaming: {}", e.chain());
             tokio::time::sleep(PAUSE).await;
         }
     }
 }
 
-/// Gives a connection to a stream.
+/// Takes a connection from the queue once there is a stream for it, so that one that has been
+/// accepted depends on nobody.
+async fn serve_one(node: &Arc<Node>, listener: &TcpListener) -> Result<()> {
+    let streams = &node.streams;
+    let places = Arc::clone(&streams.places);
+    let place = match Arc::clone(&places).try_acquire_owned() {
+        Ok(place) => place,
+        Err(_) => {
+            warn!("as many streaming connections are open as may be: others wait");
+            places.acquire_owned().await.map_err(|_| Kind::Panicked)?
+        }
+    };
+    let stream = ready(node).await?;
+    let accepted = listener.accept().await.and_then(|(socket, _)| socket.into_std());
+    let socket = match accepted {
+        Ok(socket) => OwnedFd::from(socket),
+        Err(e) => {
+            streams.pool.park(stream);
+            return Err(Error::system("accept")(e));
+        }
+    };
+    let done = hand_over(node, stream, &socket, place).await;
+    refill(node);
+    done
+}
+
+/// A stream that has no connection.
+async fn ready(node: &Arc<Node>) -> Result<Arc<Stream>> {
+    if let Some(stream) = node.streams.pool.take() {
+        return Ok(stream);
+    }
+    let stream = node.streams.pool.begin().await?;
+    tokio::spawn(attend(Arc::clone(node), Arc::clone(&stream), false));
+    Ok(stream)
+}
+
+/// Gives a connection to a stream; to another one, where that has died.
 async fn hand_over(
     node: &Arc<Node>,
-    socket: OwnedFd,
-    place: tokio::sync::OwnedSemaphorePermit,
+    mut stream: Arc<Stream>,
+    socket: &OwnedFd,
+    place: OwnedSemaphorePermit,
 ) -> Result<()> {
     let streams = &node.streams;
     let files = match &streams.tls {
@@ -195,25 +238,18 @@ async fn hand_over(
     let tls = streams.tls.as_ref().map(Tls::words).unwrap_or_default();
     let mut fields = vec!["CONN", &idle, &token, FORWARDED];
     fields.extend(tls.iter().map(String::as_str));
-    let mut place = Some(place);
+    let mut place = place;
     for _ in 0..ATTEMPTS {
-        let stream = match streams.pool.take() {
-            Some(stream) => stream,
-            None => {
-                let stream = streams.pool.begin().await?;
-                tokio::spawn(attend(Arc::clone(node), Arc::clone(&stream)));
-                stream
+        match streams.pool.give(&stream, place, &fields, &fds) {
+            Ok(()) => return Ok(()),
+            Err(Some(back)) => place = back,
+            // Its end was quicker, and gave the place back.
+            Err(None) => {
+                let again = Arc::clone(&streams.places).acquire_owned().await;
+                place = again.map_err(|_| Kind::Panicked)?;
             }
-        };
-        let Some(own) = place.take() else { break };
-        match streams.pool.give(&stream, own, &fields, &fds) {
-            Ok(()) => {
-                refill(node);
-                return Ok(());
-            }
-            // An idle one may have died.
-            Err(back) => place = back,
         }
+        stream = ready(node).await?;
     }
     Err(Error::precondition("no stream takes a connection"))
 }
@@ -225,7 +261,7 @@ fn refill(node: &Arc<Node>) {
         // However soon they end: no more than are missing now.
         for _ in 0..process::SPARE {
             match node.streams.pool.more().await {
-                Ok(Some(stream)) => drop(tokio::spawn(attend(Arc::clone(&node), stream))),
+                Ok(Some(stream)) => drop(tokio::spawn(attend(Arc::clone(&node), stream, false))),
                 Ok(None) => return,
                 // The next connection tries again.
                 Err(e) => return warn!("streaming: {}", e.chain()),
@@ -234,36 +270,72 @@ fn refill(node: &Arc<Node>) {
     });
 }
 
-/// Listens to a stream until it ends.
-async fn attend(node: Arc<Node>, stream: Arc<Stream>) {
+/// Listens to a stream until it ends. `before`: it is one of a criod before, and has been asked where
+/// it stands.
+async fn attend(node: Arc<Node>, stream: Arc<Stream>, mut before: bool) {
     let streams = &node.streams;
-    while let Ok(Some(message)) = stream.recv().await {
+    let mut questions = 0;
+    loop {
+        let message = match stream.recv().await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(e) => {
+                misbehaves(&stream, &e);
+                break;
+            }
+        };
         let fields: Vec<&str> = message.fields.iter().map(String::as_str).collect();
         let done = match fields[..] {
-            ["ASK", purpose, token] => {
+            // Once; and once more in answer to PING.
+            ["ASK", purpose, token] if questions < QUESTIONS => {
+                questions += 1;
                 let ticket = on_disk(|| streams.tokens.show(token, purpose, &stream.number));
                 answer::answer(&node, &stream, ticket).await
             }
             ["TAKEN"] => {
+                stream.place_late(&streams.places);
                 streams.pool.proven(&stream);
                 on_disk(|| streams.tokens.done(&stream.number));
                 Ok(())
             }
-            // What a stream of the criod before answers to PING. An idle one may be of an earlier
-            // release, and is not needed: it ends when its control socket is let go of.
-            ["IDLE"] => break,
-            ["BUSY"] => {
-                stream.place(Arc::clone(&streams.places).try_acquire_owned().ok());
+            // An idle one of the criod before may be of an earlier release, and is not needed: it ends
+            // when its control socket is let go of.
+            ["IDLE"] if before => break,
+            ["BUSY"] if before => {
+                before = false;
+                stream.place_late(&streams.places);
                 Ok(())
             }
             _ => Err(std::io::Error::from(std::io::ErrorKind::InvalidData)),
         };
         if let Err(e) = done {
-            warn!("stream {}: {e}", stream.number);
-            stream.kill();
+            misbehaves(&stream, &e);
             break;
         }
     }
     on_disk(|| streams.tokens.done(&stream.number));
     streams.pool.gone(&stream).await;
+}
+
+/// Whoever breaks the rules, or does not take what it is told, may be somebody else's by now.
+fn misbehaves(stream: &Stream, e: &std::io::Error) {
+    warn!("stream {}: {e}: it is ended", stream.number);
+    stream.kill();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_what_was_configured_where_a_client_can_reach_it() {
+        let at = |host: &str, address: &str| host_in_url(host, address.parse().unwrap());
+        assert_eq!(at("127.0.0.1", "127.0.0.1:5"), "127.0.0.1:5");
+        assert_eq!(at("localhost", "127.0.0.1:5"), "localhost:5");
+        assert_eq!(at("", "127.0.0.1:5"), "127.0.0.1:5");
+        assert_eq!(at("0.0.0.0", "0.0.0.0:5"), "127.0.0.1:5");
+        assert_eq!(at("::", "[::]:5"), "[::1]:5");
+        assert_eq!(at("::1", "[::1]:5"), "[::1]:5");
+        assert_eq!(at("fd00::2", "[fd00::2]:5"), "[fd00::2]:5");
+    }
 }

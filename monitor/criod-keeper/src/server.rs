@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
@@ -49,6 +50,9 @@ impl Options {
     }
 }
 
+/// Between two looks at whose socket stands at our path, while nothing else happens, in milliseconds.
+const LOOK: u16 = 30_000;
+
 const LISTENER: u64 = 0;
 const SIGNALS: u64 = 1;
 const FIRST_CONN: u64 = 2;
@@ -57,6 +61,9 @@ const PAGE: usize = 100;
 
 pub(crate) struct Keeper {
     epoll: Epoll,
+    socket: PathBuf,
+    /// The file of our listening socket.
+    place: Option<(u64, u64)>,
     listener: OwnedFd,
     signals: SignalFd,
     conns: BTreeMap<u64, Conn>,
@@ -99,6 +106,8 @@ impl Keeper {
         epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
         Ok(Keeper {
             epoll,
+            place: place(&options.socket),
+            socket: options.socket.clone(),
             listener,
             signals,
             conns: BTreeMap::new(),
@@ -110,14 +119,18 @@ impl Keeper {
         })
     }
 
-    /// Serves until SIGTERM or SIGINT.
+    /// Serves until SIGTERM or SIGINT, or until another keeper has its place.
     pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 16];
         loop {
-            let n = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let n = match self.epoll.wait(&mut events, EpollTimeout::from(LOOK)) {
                 Err(Errno::EINTR) => continue,
                 other => other?,
             };
+            if self.replaced() {
+                eprintln!("criod-keeper: another one listens in this one's place");
+                return Ok(());
+            }
             for event in &events[..n] {
                 match event.data() {
                     LISTENER => self.accept(),
@@ -130,6 +143,13 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Another socket stands at our path: nobody can reach us any more, as when we were stopped for
+    /// so long that criod started another. What we hold is held there by now, and a listening socket
+    /// that only we hold would take connections that nobody serves.
+    fn replaced(&self) -> bool {
+        place(&self.socket).is_some_and(|now| Some(now) != self.place)
     }
 
     fn accept(&mut self) {
@@ -296,6 +316,9 @@ impl Keeper {
             .stderr(stdio())
             .stdout(Stdio::null())
             .current_dir("/")
+            // What criod was started with is nobody else's business.
+            .env_clear()
+            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
             .envs(self.soft_files.map(|n| (sys::SOFT_FILES, n.to_string())))
             .spawn()
             .map_err(|e| format!("{id}: {program}: {e}"))?;
@@ -304,6 +327,12 @@ impl Keeper {
         let pidfd = sys::pidfd::open(pid).map_err(|e| format!("{id}: pidfd of {pid}: {e}"))?;
         Ok((vec![pid.to_string()], vec![pidfd]))
     }
+}
+
+/// What file stands at a path.
+fn place(path: &Path) -> Option<(u64, u64)> {
+    let file = fs::symlink_metadata(path).ok()?;
+    Some((file.dev(), file.ino()))
 }
 
 /// Raises the limit of open files as far as it may be: there are a handful for each container.

@@ -27,6 +27,9 @@ use crate::spec;
 /// How long a dialer may take to enter a network namespace.
 const DIALER: Duration = Duration::from_secs(10);
 
+/// Ports in one request: as many as fit a message.
+const MOST_PORTS: usize = 1000;
+
 /// HTTP's words for what went wrong.
 const NOT_FOUND: &str = "404";
 const FAILED: &str = "500";
@@ -122,6 +125,9 @@ impl Node {
         let pod = self.pod(&pod_sandbox_id)?;
         if pod.record.get().state != PodState::Ready {
             return Err(Error::precondition(format!("pod sandbox {} is not ready", pod.id)));
+        }
+        if port.len() > MOST_PORTS {
+            return Err(Error::invalid(format!("more than {MOST_PORTS} ports")));
         }
         if let Some(bad) = port.iter().find(|p| !(1..=65535).contains(*p)) {
             return Err(Error::invalid(format!("{bad} is no port")));

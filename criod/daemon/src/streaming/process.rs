@@ -23,19 +23,21 @@ use std::time::{Duration, Instant};
 use sys::seqpacket::{self, Conn, Message};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
 use crate::error::{Error, Result};
-use crate::keeper::Keeper;
+use crate::keeper::{Keeper, Repeat};
 use crate::node::{lock, new_id, on_disk};
 
-/// Idle ones that are kept ready.
-pub(super) const SPARE: usize = 2;
+/// Idle ones that are kept ready, besides the one that waits for the next connection.
+pub(super) const SPARE: usize = 1;
 /// Connections that have shown no token yet.
 const WAITING: usize = 64;
 /// What they say is kept up to this size, in bytes.
 const LOG_MAX: u64 = 1 << 20;
+/// Attempts at a fork.
+const FORKS: u32 = 2;
 /// Between two warnings of the same.
 const PAUSE: Duration = Duration::from_secs(60);
 /// Streams are held at the keeper under this and their number.
@@ -104,6 +106,14 @@ impl Stream {
         *lock(&self.place) = place;
     }
 
+    /// Gives one that a criod before has given a connection to a place, where there is any.
+    pub(crate) fn place_late(&self, places: &Arc<Semaphore>) {
+        let mut place = lock(&self.place);
+        if place.is_none() {
+            *place = Arc::clone(places).try_acquire_owned().ok();
+        }
+    }
+
     /// Gives the place back.
     fn unplace(&self) -> Option<OwnedSemaphorePermit> {
         lock(&self.place).take()
@@ -138,37 +148,56 @@ impl Pool {
         let mut found = Vec::new();
         for id in self.keeper.held().await? {
             let Some(number) = id.strip_prefix(PREFIX) else { continue };
-            let (mut control, mut process) = (None, None);
-            for (name, fd) in self.keeper.get(&id).await? {
-                match name.as_str() {
-                    "control" => control = Some(fd),
-                    "process" => process = Some(fd),
-                    _ => {}
-                }
+            match self.take_up(&id, number).await {
+                Ok(stream) => found.extend(stream),
+                Err(e) => warn!("{id}: {}", e.chain()),
             }
-            // Without its control socket nobody can reach it; and only we would have let go of that.
-            let Some(control) = control else {
-                self.keeper.release(&id).await?;
-                continue;
-            };
-            for (name, fd) in [("control", Some(&control)), ("process", process.as_ref())] {
-                if let Some(fd) = fd {
-                    let again = fd.try_clone().map_err(Error::system("take up a stream"))?;
-                    self.keeper.hold(&id, name, again).await?;
-                }
-            }
-            let stream = Stream::new(number.to_owned(), control, process)
-                .map_err(Error::system("take up a stream"))?;
-            // One that has ended says so by EOF.
-            let _ = stream.send(&["PING"], &[]);
-            found.push(stream);
         }
         Ok(found)
+    }
+
+    async fn take_up(&self, id: &str, number: &str) -> Result<Option<Arc<Stream>>> {
+        let (mut control, mut process) = (None, None);
+        for (name, fd) in self.keeper.get(id).await? {
+            match name.as_str() {
+                "control" => control = Some(fd),
+                "process" => process = Some(fd),
+                _ => {}
+            }
+        }
+        // Without its control socket nobody can reach it; and only we would have let go of that.
+        let Some(control) = control else {
+            self.keeper.release(id).await?;
+            return Ok(None);
+        };
+        for (name, fd) in [("process", process.as_ref()), ("control", Some(&control))] {
+            if let Some(fd) = fd {
+                let again = fd.try_clone().map_err(Error::system("take up a stream"))?;
+                self.keeper.hold(id, name, again).await?;
+            }
+        }
+        let stream = Stream::new(number.to_owned(), control, process)
+            .map_err(Error::system("take up a stream"))?;
+        // One that has ended says so by EOF.
+        let _ = stream.send(&["PING"], &[]);
+        Ok(Some(stream))
     }
 
     /// Forks a program of the streams' own, with one end of a new control socket as its stdin;
     /// returns the other end.
     pub(crate) async fn fork(&self, id: &str, dial: bool) -> Result<(OwnedFd, OwnedFd)> {
+        let mut failed = None;
+        for _ in 0..FORKS {
+            match self.fork_once(id, dial).await {
+                Ok(forked) => return Ok(forked),
+                Err(e) => failed = Some(e),
+            }
+        }
+        Err(failed.unwrap_or_else(|| Error::precondition("no stream was forked")))
+    }
+
+    /// With a socket of its own each time: one that was forked and not heard of sees it close.
+    async fn fork_once(&self, id: &str, dial: bool) -> Result<(OwnedFd, OwnedFd)> {
         let Options { program, empty, log, cgroups } = &self.options;
         let (ours, theirs) = Conn::pair().map_err(Error::system("make a control socket"))?;
         let stderr = on_disk(|| {
@@ -184,7 +213,8 @@ impl Pool {
         command.extend(dial.then(|| "--dial".to_owned()));
         command.extend(cgroups.iter().flat_map(|dir| ["--cgroup".to_owned(), text(dir)]));
         command.extend(["--root".to_owned(), text(empty)]);
-        let (_, process) = self.keeper.fork(id, command, theirs.into(), stderr.into()).await?;
+        let (theirs, stderr) = (theirs.into(), stderr.into());
+        let (_, process) = self.keeper.fork(id, command, theirs, stderr, Repeat::Never).await?;
         Ok((ours.into(), process))
     }
 
@@ -193,13 +223,22 @@ impl Pool {
         let mut number = new_id()?;
         number.truncate(DIGITS);
         let id = format!("{PREFIX}{number}");
-        let (control, process) = self.fork(&id, false).await?;
+        let begun = self.begin_as(&id, number).await;
+        if begun.is_err() {
+            // What is held of it would keep it alive.
+            let _ = self.keeper.release(&id).await;
+        }
+        begun
+    }
+
+    async fn begin_as(&self, id: &str, number: String) -> Result<Arc<Stream>> {
         let failed = |e| Error::system("hold a stream")(e);
+        let (control, process) = self.fork(id, false).await?;
         // In this order: one whose control socket is held can be ended, too; any other sees its
         // control socket close with criod.
         for (name, fd) in [("process", &process), ("control", &control)] {
             let again = fd.try_clone().map_err(failed)?;
-            self.keeper.hold(&id, name, again).await?;
+            self.keeper.hold(id, name, again).await?;
         }
         Stream::new(number, control, Some(process)).map_err(failed)
     }
@@ -221,7 +260,7 @@ impl Pool {
     }
 
     /// It has no connection.
-    fn park(&self, stream: Arc<Stream>) {
+    pub(crate) fn park(&self, stream: Arc<Stream>) {
         let mut idle = lock(&self.idle);
         if !stream.ended.load(Ordering::SeqCst) {
             idle.push(stream);

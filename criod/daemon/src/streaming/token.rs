@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -86,7 +87,11 @@ pub(crate) struct Tokens {
 impl Tokens {
     /// Takes up those that lie in the folder.
     pub(crate) fn open(dir: &Path) -> Result<Tokens> {
-        fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+        let private = || {
+            fs::create_dir_all(dir)?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+        };
+        private().map_err(Error::file("create", dir))?;
         let mut pending = BTreeMap::new();
         for entry in fs::read_dir(dir).map_err(Error::file("read", dir))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
