@@ -18,6 +18,7 @@ use stream::remote::Wants;
 use sys::seqpacket::{Conn, Message};
 
 use crate::poller::Ready;
+use crate::say::say;
 use crate::tls::Files;
 
 /// Where things stand.
@@ -134,7 +135,7 @@ impl Control {
     fn send(&mut self, fields: &[&str]) {
         // Whoever does not read what it asked for can ask again.
         if let Err(e) = self.conn.send(fields, &[]) {
-            eprintln!("criod-stream: {} to criod: {e}", fields[0]);
+            say!("{} to criod: {e}", fields[0]);
         }
     }
 
@@ -165,17 +166,17 @@ impl Control {
                 Ok(None) => self.open = false,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.ready.read = false,
                 Err(e) if e.kind() == io::ErrorKind::InvalidData => {
-                    eprintln!("criod-stream: from criod: {e}");
+                    say!("from criod: {e}");
                 }
                 Err(e) => {
-                    eprintln!("criod-stream: control socket: {e}");
+                    say!("control socket: {e}");
                     self.open = false;
                 }
                 Ok(Some(message)) if message.fields == ["PING"] => self.tell(),
                 Ok(Some(message)) => {
                     let verb = message.fields.first().cloned().unwrap_or_default();
                     match (parse(message), &self.stand) {
-                        (None, _) => eprintln!("criod-stream: criod's {verb:?} is not understood"),
+                        (None, _) => say!("criod's {verb:?} is not understood"),
                         (Some(said @ Said::Serve(_)), Stand::Idle) => {
                             self.busy();
                             return Some(said);

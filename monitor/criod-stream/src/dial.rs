@@ -28,6 +28,7 @@ use sys::seqpacket::{Conn, Message};
 
 use crate::poller::{Event, Poller, Ready};
 use crate::sandbox::{self, Role};
+use crate::say::say;
 
 /// How long both addresses of a port may take, together.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -165,7 +166,7 @@ impl Dialer {
     fn request(&mut self, message: &Message) {
         let fields: Vec<&str> = message.fields.iter().map(String::as_str).collect();
         let ["DIAL", id, port] = fields[..] else {
-            eprintln!("criod-stream: dialer: not DIAL but {:?}", fields.first());
+            say!("dialer: not DIAL but {:?}", fields.first());
             return;
         };
         let id = id.to_owned();

@@ -23,6 +23,7 @@ use sys::seqpacket::{Conn, Message};
 use crate::link::{LINGER, Link};
 use crate::poller::Ready;
 use crate::sandbox::FILES;
+use crate::say::say;
 use crate::serve::{self, FORWARDED, Fatal, PEER, Place, WIRE};
 
 /// Descriptors for everything but forwarded connections.
@@ -169,7 +170,7 @@ impl Forwarder {
         if self.finishing {
             return Err(Gone(None));
         }
-        eprintln!("criod-stream: nothing was sent for {} s", self.place.idle.as_secs());
+        say!("nothing was sent for {} s", self.place.idle.as_secs());
         self.finish();
         self.link.session.finish();
         self.link.last = Instant::now();
@@ -252,7 +253,7 @@ impl Forwarder {
 
     /// No new connections any more; those that are open go on.
     fn dialer_gone(&mut self, text: &str) {
-        eprintln!("criod-stream: {text}");
+        say!("{text}");
         self.dialer = None;
         let lost: Vec<u64> =
             self.all.iter().filter(|(_, it)| it.socket.is_none()).map(|(key, _)| *key).collect();
@@ -274,7 +275,7 @@ impl Forwarder {
             ["OK", id] => (id.parse(), message.fds.into_iter().next().ok_or("no socket")),
             ["ERR", id, text] => (id.parse(), Err(text)),
             _ => {
-                eprintln!("criod-stream: the dialer's {:?} was not expected", fields.first());
+                say!("the dialer's {:?} was not expected", fields.first());
                 return;
             }
         };
@@ -350,7 +351,7 @@ impl Forwarder {
                 Ok(Some(Event::Gone)) => return Err(Gone(None)),
                 Err(e) => {
                     // It has told the client already.
-                    eprintln!("criod-stream: {e}");
+                    say!("{e}");
                     self.finish();
                     return Ok(true);
                 }

@@ -22,6 +22,7 @@
 //! | `tls`       | what TLS is served with                                   |
 //! | `dial`      | `--dial`: connects within a pod's network namespace       |
 //! | `poller`    | the epoll set                                             |
+//! | `say`       | the log                                                   |
 
 mod control;
 mod dial;
@@ -30,6 +31,7 @@ mod forwarder;
 mod link;
 mod poller;
 mod sandbox;
+mod say;
 mod serve;
 mod tls;
 mod tunnel;
@@ -40,6 +42,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use sandbox::Role;
+use say::say;
 
 /// What the command line says.
 #[derive(Debug, Default)]
@@ -88,18 +91,22 @@ fn run(options: &Options) -> Result<(), String> {
 }
 
 fn main() -> ExitCode {
+    if let Err(e) = sys::start::close_inherited() {
+        say!("inherited descriptors: {e}");
+        return ExitCode::FAILURE;
+    }
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(Some(options)) => options,
         Ok(None) => return ExitCode::SUCCESS,
         Err(text) => {
-            eprintln!("criod-stream: {text}");
+            say!("{text}");
             return ExitCode::from(64);
         }
     };
     match run(&options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(text) => {
-            eprintln!("criod-stream: {text}");
+            say!("{text}");
             ExitCode::FAILURE
         }
     }

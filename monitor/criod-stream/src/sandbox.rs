@@ -16,8 +16,13 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
+use crate::say::say;
+
 /// The most descriptors: a port-forward's streams, and a handful.
 pub(crate) const FILES: u64 = 2048;
+
+/// How long the log may be when something is still added to it, in bytes.
+const LOG: u64 = 8 << 20;
 
 /// What this process is for, which decides what it may call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,14 +51,16 @@ fn step<T, E: std::fmt::Display>(what: &'static str, done: Result<T, E>) -> Resu
 pub(crate) fn join(cgroups: &[PathBuf]) {
     for dir in cgroups {
         if let Err(e) = std::fs::write(dir.join("cgroup.procs"), "0") {
-            eprintln!("criod-stream: {}: {e}", dir.display());
+            say!("{}: {e}", dir.display());
         }
     }
 }
 
 /// The part that needs privileges and no namespace: limits and the empty root.
 pub(crate) fn enclose(role: Role, root: &Path) -> Result<(), Error> {
-    // The size of files is not limited: stderr is one, and nothing else can be written to.
+    // Stderr is a file, the log of all streams on a small file system.
+    step("SIGXFSZ", sys::start::survive_file_limit())?;
+    step("setrlimit", setrlimit(Resource::RLIMIT_FSIZE, LOG, LOG))?;
     step("setrlimit", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
     // A dialer bounds its descriptors itself, for the kernel takes this limit also for how many
     // descriptors all processes of the user may have on their way in messages.

@@ -20,6 +20,7 @@ use crate::control::{Answer, Control, Job, Said};
 use crate::link::{LINGER, Link};
 use crate::poller::{Event, Poller};
 use crate::sandbox::{self, Role};
+use crate::say::say;
 use crate::wire::Wire;
 use crate::{forwarder, tls, tunnel};
 
@@ -269,7 +270,7 @@ fn begin(
 
 /// Answers a request that is not upgraded.
 fn refuse(place: &mut Place, mut wire: Wire, refusal: &Refusal) {
-    eprintln!("criod-stream: refused: {} {}", refusal.status, refusal.text);
+    say!("refused: {} {}", refusal.status, refusal.text);
     let response = refusal.response();
     let mut rest = &response[..];
     let deadline = Instant::now() + LINGER;

@@ -24,6 +24,7 @@ use sys::tty::Size;
 use crate::ends::{Ends, Got};
 use crate::link::{LINGER, Link};
 use crate::poller::Ready;
+use crate::say::say;
 use crate::serve::{self, Fatal, PEER, Place, WIRE};
 
 /// How long a client may take to open its streams.
@@ -166,7 +167,7 @@ impl Tunnel {
             }
             _ => format!("nothing was sent for {} s", self.place.idle.as_secs()),
         };
-        eprintln!("criod-stream: {text}");
+        say!("{text}");
         self.ends = Ends::default();
         self.backlog = Default::default();
         self.outcome = Some(Outcome::Failure(text));
@@ -221,7 +222,7 @@ impl Tunnel {
     fn peer_gone(&mut self, text: &str) {
         self.peer = None;
         if self.outcome.is_none() {
-            eprintln!("criod-stream: {text}");
+            say!("{text}");
             self.ended(Outcome::Failure(text.into()));
         }
     }
@@ -257,7 +258,7 @@ impl Tunnel {
                 let text = text.to_owned();
                 self.cut(text);
             }
-            _ => eprintln!("criod-stream: the monitor's {:?} was not expected", fields.first()),
+            _ => say!("the monitor's {:?} was not expected", fields.first()),
         }
     }
 
@@ -277,7 +278,7 @@ impl Tunnel {
 
     /// The client of an attach is too slow.
     fn cut(&mut self, text: String) {
-        eprintln!("criod-stream: {text}");
+        say!("{text}");
         self.ended(Outcome::Failure(text));
         self.limit = Some(Instant::now() + CUT);
     }
@@ -310,7 +311,7 @@ impl Tunnel {
                 Ok(Some(Event::Gone)) => return Err(Gone(None)),
                 Err(e) => {
                     // It has told the client already.
-                    eprintln!("criod-stream: {e}");
+                    say!("{e}");
                     self.ends = Ends::default();
                     self.peer = None;
                     self.phase = Phase::Finishing;
@@ -348,7 +349,7 @@ impl Tunnel {
         if let (Kind::Attach, Some(peer)) = (self.kind, &self.peer)
             && let Err(e) = peer.send(&["EOF"], &[])
         {
-            eprintln!("criod-stream: EOF to the monitor: {e}");
+            say!("EOF to the monitor: {e}");
         }
     }
 

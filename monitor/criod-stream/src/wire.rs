@@ -53,6 +53,8 @@ impl Wire {
         let seconds = KEEPALIVE.as_secs() as u32;
         let _ = setsockopt(&socket, sockopt::TcpKeepIdle, &seconds);
         let _ = setsockopt(&socket, sockopt::TcpKeepInterval, &seconds);
+        // No TCP_USER_TIMEOUT: it would cut off whoever lives and does not read, too, for an answered
+        // probe of a closed window does not count as progress.
         let tls = match tls {
             None => None,
             Some(config) => {

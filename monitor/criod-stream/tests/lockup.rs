@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::os::fd::AsRawFd;
+
 use common::{PATIENCE, Stream, peers};
 
 fn assert_locked_up(stream: &Stream) {
@@ -17,6 +19,7 @@ fn assert_locked_up(stream: &Stream) {
     assert_eq!(root, stream.root.path().canonicalize().unwrap());
     assert_eq!(std::fs::read_link(format!("{proc}/cwd")).unwrap(), root);
     assert_eq!(limit(stream, "Max core file size"), ["0", "0"]);
+    assert_eq!(limit(stream, "Max file size"), ["8388608", "8388608"]);
 }
 
 /// Soft and hard.
@@ -52,6 +55,41 @@ fn a_dialer_is_locked_up_before_it_says_so() {
     let (_, other) = peers();
     *control = other;
     assert!(stream.wait().success());
+}
+
+#[test]
+fn what_it_was_started_with_by_chance_is_closed() {
+    // Inherited by whatever is executed now.
+    let (end, _other) = nix::unistd::pipe().unwrap();
+    let pipe = std::fs::read_link(format!("/proc/self/fd/{}", end.as_raw_fd())).unwrap();
+    for args in [&[][..], &["--dial"]] {
+        let stream = Stream::with(args);
+        match args {
+            [] => stream.settle(),
+            _ => {
+                stream.say(&["ENTER"], &[]);
+                assert_eq!(stream.hear(), ["OK"]);
+            }
+        }
+        let open = std::fs::read_dir(format!("/proc/{}/fd", stream.pid())).unwrap();
+        let open: Vec<_> = open.map(|fd| std::fs::read_link(fd.unwrap().path()).unwrap()).collect();
+        assert!(open.len() > 3 && !open.contains(&pipe), "{args:?}: {open:?}");
+    }
+}
+
+#[test]
+fn a_log_that_takes_no_more_ends_nothing() {
+    let mut stream = Stream::idle();
+    stream.settle();
+    stream.fill_log(8 << 20);
+    stream.say(&["NONSENSE"], &[]);
+    stream.settle();
+    assert_eq!(stream.log(), "");
+    stream.fill_log(0);
+    stream.say(&["NONSENSE"], &[]);
+    stream.settle();
+    assert!(stream.log().contains("NONSENSE"), "{}", stream.log());
+    assert!(stream.is_alive());
 }
 
 #[test]

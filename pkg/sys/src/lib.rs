@@ -13,6 +13,7 @@
 //! | [`proc`]      | start times and process trees from /proc                              |
 //! | [`tty`]       | the size of a terminal                                                |
 //! | [`caps`]      | giving up privileges for good                                         |
+//! | [`start`]     | what a process does first                                             |
 
 pub mod caps;
 pub mod clock;
@@ -21,6 +22,7 @@ pub mod pidfd;
 pub mod pipe;
 pub mod proc;
 pub mod seqpacket;
+pub mod start;
 pub mod tty;
 
 /// The environment variable in which the keeper tells those whom it forks which soft limit of open

@@ -67,7 +67,7 @@ impl Stream {
             .args(args)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
-            .stderr(log.reopen().unwrap())
+            .stderr(fs::File::options().append(true).open(log.path()).unwrap())
             .spawn()
             .unwrap();
         Stream { child, control, root, log }
@@ -79,7 +79,13 @@ impl Stream {
 
     /// Everything that it has said.
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.log.path()).unwrap()
+        fs::read_to_string(self.log.path()).unwrap().replace('\0', "")
+    }
+
+    /// Makes its log so long, with nothing in it.
+    pub(crate) fn fill_log(&self, length: u64) {
+        self.log.as_file().set_len(0).unwrap();
+        self.log.as_file().set_len(length).unwrap();
     }
 
     pub(crate) fn say(&self, fields: &[&str], fds: &[BorrowedFd<'_>]) {
