@@ -3,7 +3,7 @@
 //! ```text
 //!                    ┌───────▶ spool ─▶ log                        (module `output`)
 //! container ─▶ pipe ─┤ copy
-//!                    └───────▶ pipe of 1 MiB for each client ─▶ the one who carries its streams
+//!                    └───────▶ pipe of 256 KiB for each client ─▶ the one who carries its streams
 //!
 //! client ─▶ the container's stdin itself, or with a terminal: pipe ─splice─▶ master
 //! ```
@@ -37,12 +37,16 @@ use sys::tty::Size;
 use crate::monitor::Monitor;
 use crate::output::{CHUNK, Moved};
 use crate::poller::Token;
-use crate::session::{Named, Wanted};
+use crate::session::{Kind, Named, Session, Wanted};
 
 /// Clients at a time.
 const MAX_CLIENTS: usize = 64;
-/// How much may wait for a client to take it, in bytes.
-const CLIENT_ROOM: i32 = 1 << 20;
+/// Of those that have left, how many may still have typed what the terminal has no room for.
+pub(crate) const MAX_LINGERING: usize = 8;
+/// How much may wait for a client to take it, in bytes. The kernel lets all pipes of a user, that
+/// is, of every container's root, have 64 MiB together before new ones get less than they should
+/// (`pipe-user-pages-soft`); the one who carries the streams has more room of its own.
+const CLIENT_ROOM: i32 = 256 << 10;
 /// What is reserved for copying. As much as this the allocator gives back at once; only the first
 /// [`CHUNK`] bytes are ever touched.
 const BUFFER: usize = 4 * CHUNK;
@@ -144,7 +148,7 @@ impl Monitor {
         if !there || self.state.now.exit.is_some() {
             return Err(format!("container {} is not running", self.config.id));
         }
-        if self.sessions.client_keys(|_| true).len() >= MAX_CLIENTS {
+        if self.sessions.attached() >= MAX_CLIENTS {
             return Err(format!(
                 "{MAX_CLIENTS} clients are attached to container {} already",
                 self.config.id
@@ -229,6 +233,8 @@ impl Monitor {
     /// A client has gone: it gets no more. What it has typed still goes to the terminal.
     pub(crate) fn client_left(&mut self, key: u32, once: bool) {
         self.sources.iter_mut().for_each(|s| s.taps.remove(key));
+        // Now, as far as there is room: it may be too late when many leave.
+        self.pump_input(key);
         if once {
             self.close_stdin();
         }
@@ -258,9 +264,14 @@ impl Monitor {
     /// Moves what a client has typed to the terminal, as far as there is room.
     pub(crate) fn pump_input(&mut self, key: u32) {
         let Monitor { sessions, tty, poller, .. } = self;
-        let Some(client) = sessions.client(key) else { return };
+        let Some(Session { kind: Kind::Client(client), conn, .. }) = sessions.find(key) else {
+            return;
+        };
         let Some(input) = &client.input else { return };
-        let moved = tty.as_ref().map_or(Moved::End, |tty| type_into(input, &tty.master));
+        let mut moved = tty.as_ref().map_or(Moved::End, |tty| type_into(input, &tty.master));
+        if moved == Moved::Empty && conn.is_none() {
+            moved = Moved::End;
+        }
         match moved {
             Moved::Full if !client.waits => {
                 client.waits = true;
@@ -272,6 +283,7 @@ impl Monitor {
             }
             Moved::End => {
                 client.input = None;
+                client.waits = false;
                 sessions.sweep();
             }
             _ => {}
@@ -285,16 +297,17 @@ impl Monitor {
 
     /// The terminal may have room again.
     pub(crate) fn pump_inputs(&mut self) {
-        let waiting = self.sessions.client_keys(|c| c.waits);
-        if waiting.is_empty() {
+        if !self.sessions.room_watched {
             return;
         }
-        for key in waiting {
+        for key in self.sessions.client_keys(|c| c.waits) {
             self.pump_input(key);
         }
+        // Those who waited may also have been forgotten.
         if let Some(tty) = &self.tty
             && !self.typing_waits()
         {
+            self.sessions.room_watched = false;
             let _ = self.poller.set_writable(&tty.master, Token::Tty, false);
         }
     }

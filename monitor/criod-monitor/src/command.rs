@@ -4,7 +4,8 @@
 //! GO ─▶ `runtime exec --detach` ──ok──▶ OK + streams ──ends──▶ EXIT code
 //!          │ fails        │ container ends            │ hang-up
 //!          ▼              ▼                           ▼
-//!         ERR       it is killed: ERR      nobody is told, but it is reaped
+//!         ERR       it is killed: ERR      nobody is told, but it is reaped; a runtime that is
+//!                                          still at work has 5 s left
 //! ```
 //! The pipes, or the terminal's master, are handed over, and none is kept here: no byte of them
 //! passes the monitor, and when the one at the other end goes, the kernel closes the command's
@@ -16,7 +17,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use sys::seqpacket::Conn;
 use sys::tty::Size;
@@ -30,9 +30,6 @@ use crate::session::{Kind, Named, Session, Wanted, hand_over};
 
 /// The longest process object, in bytes.
 const MAX_PROCESS: u64 = 4 << 20;
-/// What a command's pipe holds, in bytes: four times what it would by default, so that those at its
-/// ends take turns less often.
-const PIPE: i32 = 256 << 10;
 /// A command in the container.
 pub(crate) struct Command {
     /// 0 until the runtime has started it.
@@ -92,8 +89,6 @@ impl Monitor {
         }
         if wanted.stdin {
             let (read, write) = sys::pipe::to_container()?;
-            // Less where the kernel grants no more.
-            let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
             stdio.stdin = Some(read);
             command.ours.push(("stdin", write));
         }
@@ -103,7 +98,6 @@ impl Monitor {
         ] {
             if wanted {
                 let (read, write) = sys::pipe::for_container()?;
-                let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE));
                 *end = Some(write);
                 command.ours.push((name, read));
             }
@@ -118,11 +112,14 @@ impl Monitor {
         let Some(command) = sessions.command(key) else { return };
         if let Console::Listens(listener) = &command.console {
             // It sends when it has made the terminal: that may take a while, or be never.
-            if let Ok(conn) = sys::seqpacket::accept(listener.as_fd())
-                && poller.add(&conn, Token::SessionConsole(key)).is_ok()
-            {
-                command.console = Console::Sends(conn);
-            }
+            command.console = match sys::seqpacket::accept(listener.as_fd()) {
+                Ok(conn) if poller.add(&conn, Token::SessionConsole(key)).is_ok() => {
+                    Console::Sends(conn)
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                // Out of descriptors: the runtime will say that it could not send the terminal.
+                _ => Console::None,
+            };
             return;
         }
         let Console::Sends(conn) = &command.console else { return };

@@ -175,7 +175,7 @@ impl Monitor {
         self.init = None;
         if self.phase() == Phase::PHASE_STARTING {
             // The call that is under way goes on from there.
-            self.hurry_start();
+            self.late(Job::Start);
         } else {
             self.begin_drain();
         }

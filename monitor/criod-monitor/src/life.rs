@@ -34,8 +34,8 @@ use crate::runtime::{self, Stdio3};
 const SHORT_CALL: Duration = Duration::from_secs(10);
 /// How long `runtime delete` may take.
 const DELETE_CALL: Duration = Duration::from_secs(30);
-/// How long `runtime start` may go on when init has ended.
-const LATE_START: Duration = Duration::from_secs(5);
+/// How long a call may go on that nobody needs any more.
+const LATE_CALL: Duration = Duration::from_secs(5);
 /// How long a runtime that has connected to the console socket may take to send the terminal.
 const CONSOLE: u16 = 1000;
 
@@ -79,6 +79,8 @@ pub(crate) struct Waiters {
 pub(crate) struct Timers {
     pub(crate) keeper: Option<i64>,
     pub(crate) spool: Option<i64>,
+    /// Another look at the sockets whose connections could not be taken.
+    pub(crate) accept: Option<i64>,
     pub(crate) tty: Option<i64>,
     pub(crate) kill: Option<i64>,
     /// Another look at how an init ended that is not our child.
@@ -124,7 +126,8 @@ impl Monitor {
             Job::Create => Duration::from_millis(self.config.create_timeout_ms),
             // Hooks run in it, and it is for the caller to give up.
             Job::Start => Duration::ZERO,
-            // The command's own deadline is looked after in `exec`.
+            // The command's own deadline is looked after in `exec`; one whose streams others carry
+            // has none as long as they wait.
             Job::Exec(_) => Duration::ZERO,
             Job::Delete => DELETE_CALL,
             Job::Kill | Job::Cleanup | Job::Restart | Job::Query => SHORT_CALL,
@@ -269,7 +272,12 @@ impl Monitor {
     /// The runtime has connected to the console socket: takes the terminal from it.
     pub(crate) fn take_console(&mut self) {
         let Some(listener) = &self.console else { return };
-        let Ok(conn) = sys::seqpacket::accept(listener.as_fd()) else { return };
+        let conn = match sys::seqpacket::accept(listener.as_fd()) {
+            Ok(conn) => conn,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            // Out of descriptors: the runtime will say that it could not send the terminal.
+            Err(_) => return self.close_console(),
+        };
         // The runtime sends at once after it has connected; wait for that, but not for ever.
         let mut fds = [nix::poll::PollFd::new(conn.as_fd(), nix::poll::PollFlags::POLLIN)];
         let _ = nix::poll::poll(&mut fds, CONSOLE);
@@ -449,9 +457,10 @@ impl Monitor {
         }
     }
 
-    /// Init has ended while `runtime start` is under way, which has a little time left.
-    pub(crate) fn hurry_start(&mut self) {
-        self.hurry(Job::Start, LATE_START);
+    /// Nobody needs this call any more, which has a little time left: init has ended while
+    /// `runtime start` is under way, or the one has gone who wanted the streams of a command.
+    pub(crate) fn late(&mut self, job: Job) {
+        self.hurry(job, LATE_CALL);
     }
 
     /// A successor has asked the runtime whether the start had been.

@@ -32,6 +32,8 @@ use crate::state::{self, State};
 
 /// Between looks at a terminal that nobody has open.
 const TTY_RETRY: Duration = Duration::from_millis(100);
+/// Between attempts to take connections where there is no descriptor for one.
+const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 /// Between attempts to move output into a spool whose file system is full.
 const SPOOL_RETRY: Duration = Duration::from_millis(500);
 
@@ -165,7 +167,11 @@ impl Monitor {
                 self.armed = None;
                 self.tick();
             }
-            Token::Listener => self.rpc.accept(&self.poller),
+            Token::Listener => {
+                if !self.rpc.accept(&self.poller) {
+                    self.accept_later();
+                }
+            }
             Token::Conn(key) => {
                 for request in self.rpc.serve(key, &self.poller) {
                     self.call(request);
@@ -188,6 +194,14 @@ impl Monitor {
             Token::SessionConsole(key) => self.take_session_console(key),
             Token::Input(key) => self.pump_input(key),
         }
+    }
+
+    /// There is no descriptor for another connection: they wait, and the sockets are not watched
+    /// for a while.
+    pub(crate) fn accept_later(&mut self) {
+        self.rpc.listen(&self.poller, false);
+        self.sessions.listen(&self.poller, false);
+        self.timers.accept = Some(sys::clock::deadline(ACCEPT_RETRY));
     }
 
     fn call(&mut self, request: Request) {
@@ -354,6 +368,7 @@ impl Monitor {
             // Already watched: EEXIST.
             let _ = self.poller.add(&tty.master, Token::Tty);
             if self.typing_waits() {
+                self.sessions.room_watched = true;
                 let _ = self.poller.set_writable(&tty.master, Token::Tty, true);
             }
         }
@@ -432,6 +447,10 @@ impl Monitor {
             self.pump(0);
             self.pump(1);
         }
+        if due(&mut self.timers.accept) {
+            self.rpc.listen(&self.poller, true);
+            self.sessions.listen(&self.poller, true);
+        }
         if due(&mut self.timers.tty) {
             self.watch_tty();
         }
@@ -466,8 +485,10 @@ impl Monitor {
             self.timers.keeper = Some(sys::clock::deadline(after));
         }
         let t = &self.timers;
-        let fixed =
-            [t.keeper, t.spool, t.tty, t.kill, t.drain, t.flush, t.init, t.query, t.leftover];
+        let fixed = [
+            t.keeper, t.spool, t.accept, t.tty, t.kill, t.drain, t.flush, t.init, t.query,
+            t.leftover,
+        ];
         let jobs = self.jobs.iter().filter_map(|r| r.deadline);
         let sessions = self.sessions.next_deadline();
         let execs = self.execs.next_deadline();

@@ -99,6 +99,13 @@ impl Poller {
         Ok(self.0.modify(fd, &mut EpollEvent::new(flags, token.pack()))?)
     }
 
+    /// Looks away for a while, or watches for input again. Takes no memory, so that it cannot fail
+    /// where [`Poller::add`] may.
+    pub(crate) fn set_readable(&self, fd: impl AsFd, token: Token, on: bool) {
+        let flags = if on { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
+        let _ = self.0.modify(fd, &mut EpollEvent::new(flags, token.pack()));
+    }
+
     /// Stops watching; nothing happens where it was not watched.
     pub(crate) fn remove(&self, fd: impl AsFd) {
         let _ = self.0.delete(fd);

@@ -104,14 +104,20 @@ impl Rpc {
         Ok(Rpc { listener, conns: BTreeMap::new(), next: 0, events: 0 })
     }
 
-    pub(crate) fn accept(&mut self, poller: &Poller) {
+    /// Watches for connections again, or no longer.
+    pub(crate) fn listen(&self, poller: &Poller, on: bool) {
+        poller.set_readable(&self.listener, Token::Listener, on);
+    }
+
+    /// Takes the connections that wait. False: there is no descriptor for one.
+    pub(crate) fn accept(&mut self, poller: &Poller) -> bool {
         loop {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return true,
                 // Out of descriptors: somebody has to make room.
                 Err(_) if self.drop_idlest() => continue,
-                Err(_) => return,
+                Err(_) => return false,
             };
             if self.conns.len() >= MAX_CONNS && !self.drop_idlest() {
                 continue;

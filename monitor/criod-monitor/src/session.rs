@@ -35,10 +35,11 @@ use nix::sys::signal::Signal;
 use sys::seqpacket::Conn;
 use sys::tty::Size;
 
-use crate::attach::Client;
+use crate::attach::{Client, MAX_LINGERING};
 use crate::command::Command;
+use crate::life::Job;
 use crate::monitor::Monitor;
-use crate::poller::Token;
+use crate::poller::{Poller, Token};
 
 /// Connections that have not begun, at a time. For one more the oldest goes.
 const MAX_PREPARED: usize = 64;
@@ -52,6 +53,8 @@ pub(crate) struct Sessions {
     listener: Option<OwnedFd>,
     /// By age.
     pub(crate) all: Vec<Session>,
+    /// The terminal is watched for room, for a client has typed more than it took.
+    pub(crate) room_watched: bool,
 }
 
 pub(crate) struct Session {
@@ -89,6 +92,13 @@ pub(crate) struct Wanted {
 pub(crate) type Named = Vec<(&'static str, OwnedFd)>;
 
 impl Sessions {
+    /// Watches for connections again, or no longer.
+    pub(crate) fn listen(&self, poller: &Poller, on: bool) {
+        if let Some(listener) = &self.listener {
+            poller.set_readable(listener, Token::Sessions, on);
+        }
+    }
+
     pub(crate) fn find(&mut self, key: u32) -> Option<&mut Session> {
         self.all.iter_mut().find(|s| s.key == key)
     }
@@ -120,6 +130,12 @@ impl Sessions {
         let counts =
             |s: &&Session| matches!(&s.kind, Kind::Command(c) if c.pid == 0 || s.conn.is_some());
         self.all.iter().filter(counts).count()
+    }
+
+    /// Clients that are there.
+    pub(crate) fn attached(&self) -> usize {
+        let is = |s: &&Session| matches!(s.kind, Kind::Client(_)) && s.conn.is_some();
+        self.all.iter().filter(is).count()
     }
 
     /// Those who are attached, or have left something behind that they have typed.
@@ -156,10 +172,19 @@ impl Sessions {
         }
     }
 
-    /// Forgets clients that have gone and of whom nothing is left.
+    /// Forgets clients that have gone and of whom nothing is left, and the oldest of the others
+    /// that have gone, where they are too many.
     pub(crate) fn sweep(&mut self) {
+        let gone = |s: &&Session| s.conn.is_none();
+        let lingers = |s: &&Session| matches!(&s.kind, Kind::Client(c) if c.lingers());
+        let lingering = self.all.iter().filter(gone).filter(lingers).count();
+        let mut surplus = lingering.saturating_sub(MAX_LINGERING);
         self.all.retain(|s| match &s.kind {
-            Kind::Client(client) => s.conn.is_some() || client.lingers(),
+            Kind::Client(client) if s.conn.is_none() => {
+                let oldest = client.lingers() && surplus > 0;
+                surplus -= usize::from(oldest);
+                client.lingers() && !oldest
+            }
             _ => true,
         });
     }
@@ -189,7 +214,7 @@ impl Monitor {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 // Out of descriptors: somebody has to make room.
                 Err(_) if self.sessions.drop_oldest() => continue,
-                Err(_) => return,
+                Err(_) => return self.accept_later(),
             };
             if self.sessions.prepared().count() >= MAX_PREPARED {
                 self.sessions.drop_oldest();
@@ -275,7 +300,8 @@ impl Monitor {
         session.conn = None;
         let once = match &session.kind {
             Kind::Prepared { .. } => return drop(self.sessions.take(key)),
-            // Nobody is told, but it is reaped.
+            // Nobody is told, but it is reaped. A runtime that hangs must not count for ever.
+            Kind::Command(command) if command.pid == 0 => return self.late(Job::Exec(key)),
             Kind::Command(_) => return,
             Kind::Client(client) => client.once,
         };

@@ -10,6 +10,7 @@
 //! | `sessions` | commands whose streams others carry                               |
 //! | `attach`   | clients attached to the container's own streams                   |
 //! | `hostile`  | garbage and crowds on the sockets                                 |
+//! | `limits`   | what some use up, or hold for ever, leaves others theirs          |
 #![allow(clippy::unwrap_used, reason = "what a test cannot set up is a failure of that test")]
 
 #[path = "monitor/attach.rs"]
@@ -20,6 +21,8 @@ mod deaths;
 mod exec;
 #[path = "monitor/hostile.rs"]
 mod hostile;
+#[path = "monitor/limits.rs"]
+mod limits;
 #[path = "monitor/output.rs"]
 mod output;
 #[path = "monitor/runtimes.rs"]

@@ -13,18 +13,27 @@ use super::sessions::*;
 use super::*;
 
 /// An attached client with these of stdin, stdout and stderr.
-fn attach(c: &Container<'_>, wanted: [&str; 3], words: &[&str]) -> Result<(Conn, Streams), String> {
+pub(super) fn attach(
+    c: &Container<'_>,
+    wanted: [&str; 3],
+    words: &[&str],
+) -> Result<(Conn, Streams), String> {
     let conn = connect(c);
     conn.send(&["ATTACH", wanted[0], wanted[1], wanted[2]], &[]).unwrap();
     let streams = go(&conn, words)?;
     Ok((conn, streams))
 }
 
-fn client(c: &Container<'_>) -> (Conn, Streams) {
+pub(super) fn client(c: &Container<'_>) -> (Conn, Streams) {
     attach(c, ["1", "1", "1"], &["GO"]).unwrap()
 }
 
-fn with_stdin<'a>(keeper: &'a Keeper, script: &str, terminal: bool, once: bool) -> Container<'a> {
+pub(super) fn with_stdin<'a>(
+    keeper: &'a Keeper,
+    script: &str,
+    terminal: bool,
+    once: bool,
+) -> Container<'a> {
     let options = Options { terminal, ..Options::default() };
     Container::with(keeper, script, &options, |config| {
         config.stdin = true;

@@ -41,14 +41,14 @@ fn process(tty: bool, args: &[&str]) -> OwnedFd {
 }
 
 /// A connection that is ready to run a command with these of stdin, stdout and stderr.
-fn prepare(c: &Container<'_>, wanted: [&str; 3], args: &[&str]) -> Conn {
+pub(super) fn prepare(c: &Container<'_>, wanted: [&str; 3], args: &[&str]) -> Conn {
     let conn = connect(c);
     let words = ["EXEC", "0", wanted[0], wanted[1], wanted[2]];
     conn.send(&words, &[process(false, args).as_fd()]).unwrap();
     conn
 }
 
-fn prepare_tty(c: &Container<'_>, args: &[&str]) -> Conn {
+pub(super) fn prepare_tty(c: &Container<'_>, args: &[&str]) -> Conn {
     let conn = connect(c);
     conn.send(&["EXEC", "1", "1", "1", "1"], &[process(true, args).as_fd()]).unwrap();
     conn
@@ -77,7 +77,7 @@ pub(super) fn go(conn: &Conn, words: &[&str]) -> Result<Streams, String> {
 }
 
 /// A command with all three streams.
-fn exec(c: &Container<'_>, args: &[&str]) -> (Conn, Streams) {
+pub(super) fn exec(c: &Container<'_>, args: &[&str]) -> (Conn, Streams) {
     let conn = prepare(c, ["1", "1", "1"], args);
     let streams = go(&conn, &["GO"]).unwrap();
     (conn, streams)
@@ -152,7 +152,7 @@ pub(super) fn write_all(file: &mut File, mut bytes: &[u8]) {
 }
 
 /// Files of commands in the monitor's folder, other than output that was handed out.
-fn files(c: &Container<'_>) -> Vec<String> {
+pub(super) fn files(c: &Container<'_>) -> Vec<String> {
     let all = fs::read_dir(&c.dir).unwrap().flatten();
     let mut names: Vec<_> = all.map(|e| e.file_name().into_string().unwrap()).collect();
     let handed = |n: &String| n.ends_with(".stdout") || n.ends_with(".stderr");
@@ -179,7 +179,7 @@ pub(super) fn idle_again(c: &Container<'_>, before: usize) {
     eventually("no descriptor is left", || (descriptors(c) == before).then_some(()));
 }
 
-const SLEEP: [&str; 3] = ["/bin/busybox", "sleep", "1000"];
+pub(super) const SLEEP: [&str; 3] = ["/bin/busybox", "sleep", "1000"];
 
 #[tokio::test]
 async fn streams_are_apart_and_only_those_that_are_wanted() {
@@ -340,31 +340,6 @@ async fn more_than_the_limit_are_refused_until_one_goes() {
     delete(&c).await;
     for (conn, _) in &running {
         assert_eq!(exit(conn), Some(137));
-    }
-}
-
-#[tokio::test]
-async fn as_many_that_are_waited_for() {
-    let keeper = Keeper::default();
-    let c = Container::new(&keeper, "sleep 1000", &Options::default());
-    start(&c).await;
-    let mut calls = Vec::new();
-    for _ in 0..64 {
-        let client = c.client().await;
-        let process =
-            serde_json::json!({ "args": SLEEP, "cwd": "/", "user": { "uid": 0, "gid": 0 } });
-        let process = process.to_string().into_bytes();
-        let request = ExecSyncRequest { process, ..ExecSyncRequest::new() };
-        calls.push(tokio::spawn(async move { client.exec_sync(ctx(), &request).await }));
-    }
-    let run_files = || files(&c).iter().filter(|f| f.ends_with(".run")).count();
-    meanwhile("all have begun", || run_files() == 64).await;
-    assert!(message(run(&c, &["/bin/true"], 0).await).contains("64 commands"));
-    let (conn, _streams) = exec(&c, &["/bin/sh", "-c", "exit 3"]);
-    assert_eq!(exit(&conn), Some(3));
-    delete(&c).await;
-    for call in calls {
-        assert!(call.await.unwrap().is_ok_and(|done| !done.timed_out));
     }
 }
 
