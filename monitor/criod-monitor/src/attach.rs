@@ -9,8 +9,9 @@
 //! ```
 //! A client sees what comes from the moment that it begins on (`GO`). Its bytes are copied from the
 //! spool's file when they have been put there, before the logger knows of them: it gives the spool's
-//! pages back. One whose pipe has no room for all of it is told `SLOW text` and cut off; nobody else
-//! notices. When the container has ended, and what it left has been passed on, `EXIT code` is sent.
+//! pages back. What a client's pipe has no room for waits in memory, at most [`LATE`] bytes for all
+//! clients of a stream together; one for whom there is no more room is told `SLOW text` and cut off,
+//! and nobody else notices. When the container has ended, and what it left has been passed on, `EXIT code` is sent.
 //!
 //! What may come from it:
 //!
@@ -36,7 +37,7 @@ use sys::tty::Size;
 
 use crate::monitor::Monitor;
 use crate::output::{CHUNK, Moved};
-use crate::poller::Token;
+use crate::poller::{Poller, Token};
 use crate::session::{Kind, Named, Session, Wanted};
 
 /// Clients at a time.
@@ -47,6 +48,9 @@ pub(crate) const MAX_LINGERING: usize = 8;
 /// is, of every container's root, have 64 MiB together before new ones get less than they should
 /// (`pipe-user-pages-soft`); the one who carries the streams has more room of its own.
 const CLIENT_ROOM: i32 = 256 << 10;
+/// How much may wait in memory for the clients of one stream together, in bytes: what a container can
+/// write while a client that does read waits for a processor.
+const LATE: usize = 4 << 20;
 /// What is reserved for copying. As much as this the allocator gives back at once; only the first
 /// [`CHUNK`] bytes are ever touched.
 const BUFFER: usize = 4 * CHUNK;
@@ -56,31 +60,64 @@ const TURNS: usize = 8;
 /// Those who get a copy of one stream's output.
 #[derive(Default)]
 pub(crate) struct Taps {
-    /// Write ends, by the number of the session.
-    pipes: Vec<(u32, OwnedFd)>,
+    pipes: Vec<Tap>,
     /// There only while somebody is.
     buffer: Vec<u8>,
     /// Those who were cut off.
     slow: Vec<u32>,
+    /// The stream has ended: whoever has all of it is done.
+    over: bool,
+}
+
+struct Tap {
+    /// The number of the session.
+    key: u32,
+    /// The write end of the client's pipe.
+    pipe: OwnedFd,
+    /// What the pipe has had no room for, in front of all that comes; it is watched meanwhile.
+    late: Vec<u8>,
+}
+
+impl Tap {
+    /// Passes on what waits. False: nobody takes it any more.
+    fn flush(&mut self) -> bool {
+        let mut sent = 0;
+        let open = loop {
+            if sent == self.late.len() {
+                break true;
+            }
+            match write(&self.pipe, &self.late[sent..]) {
+                Ok(n) => sent += n,
+                Err(Errno::EINTR) => {}
+                Err(e) => break e == Errno::EAGAIN,
+            }
+        };
+        self.late.drain(..sent);
+        if self.late.is_empty() {
+            self.late = Vec::new();
+        }
+        open
+    }
 }
 
 impl Taps {
     pub(crate) fn add(&mut self, key: u32, pipe: OwnedFd) {
-        if self.pipes.is_empty() {
+        if self.buffer.is_empty() {
             self.buffer = Vec::with_capacity(BUFFER);
             self.buffer.resize(CHUNK, 0);
         }
-        self.pipes.push((key, pipe));
+        self.pipes.push(Tap { key, pipe, late: Vec::new() });
     }
 
     pub(crate) fn remove(&mut self, key: u32) {
-        self.pipes.retain(|(of, _)| *of != key);
+        self.pipes.retain(|tap| tap.key != key);
         self.shrink();
     }
 
-    /// The stream has ended.
+    /// The stream has ended: pipes close when all that waits has been passed on.
     pub(crate) fn clear(&mut self) {
-        self.pipes.clear();
+        self.over = true;
+        self.pipes.retain(|tap| !tap.late.is_empty());
         self.shrink();
     }
 
@@ -91,21 +128,68 @@ impl Taps {
     }
 
     /// Passes on what has been put into the spool's file: `len` bytes at `at`, at most [`CHUNK`].
-    pub(crate) fn copy(&mut self, spool: &File, at: u64, len: usize) {
+    /// `late` names who waits for room in a client's pipe.
+    pub(crate) fn copy(
+        &mut self,
+        spool: &File,
+        at: u64,
+        len: usize,
+        poller: &Poller,
+        late: fn(u32) -> Token,
+    ) {
         if self.pipes.is_empty() {
             return;
         }
         let bytes = &mut self.buffer[..len];
         let there = spool.read_exact_at(bytes, at).is_ok();
         let slow = &mut self.slow;
-        self.pipes.retain(|(key, pipe)| {
-            let done = if there { write(pipe, bytes) } else { Ok(0) };
-            let whole = done == Ok(len);
-            // One that has closed this stream may want the other.
-            if !whole && done != Err(Errno::EPIPE) {
-                slow.push(*key);
+        let mut waiting: usize = self.pipes.iter().map(|tap| tap.late.len()).sum();
+        self.pipes.retain_mut(|tap| {
+            let watched = !tap.late.is_empty();
+            let done = match there {
+                true if watched => Ok(0),
+                true => write(&tap.pipe, bytes),
+                false => Err(Errno::EIO),
+            };
+            let sent = match done {
+                Ok(sent) => sent,
+                Err(Errno::EAGAIN) => 0,
+                // One that has closed this stream may want the other.
+                Err(Errno::EPIPE) => return false,
+                Err(_) => {
+                    slow.push(tap.key);
+                    return false;
+                }
+            };
+            let rest = &bytes[sent..];
+            if rest.is_empty() {
+                return true;
             }
-            whole
+            waiting += rest.len();
+            if waiting > LATE || !(watched || poller.add_writable(&tap.pipe, late(tap.key)).is_ok())
+            {
+                waiting -= rest.len() + tap.late.len();
+                slow.push(tap.key);
+                return false;
+            }
+            tap.late.extend_from_slice(rest);
+            true
+        });
+        self.shrink();
+    }
+
+    /// A client's pipe has room again, or has been closed.
+    pub(crate) fn flush(&mut self, key: u32, poller: &Poller) {
+        let over = self.over;
+        self.pipes.retain_mut(|tap| {
+            if tap.key != key || tap.late.is_empty() {
+                return true;
+            }
+            let open = tap.flush();
+            if open && tap.late.is_empty() {
+                poller.remove(&tap.pipe);
+            }
+            open && !(over && tap.late.is_empty())
         });
         self.shrink();
     }
@@ -342,28 +426,34 @@ mod tests {
         read.into()
     }
 
+    const AT: u64 = 5;
+
     #[test]
     fn a_full_pipe_costs_its_client_alone() {
+        let poller = Poller::new().unwrap();
         let spool = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..CHUNK as u32).map(|n| (n % 251) as u8).collect();
-        spool.write_all_at(&bytes, 5).unwrap();
+        spool.write_all_at(&bytes, AT).unwrap();
         let mut taps = Taps::default();
-        taps.copy(&spool, 5, CHUNK);
+        let copy = |taps: &mut Taps, len| taps.copy(&spool, AT, len, &poller, Token::LateStdout);
+        copy(&mut taps, CHUNK);
         assert!(taps.buffer.is_empty());
         let (mut taken, stuck, closed) = (tap(&mut taps, 1), tap(&mut taps, 2), tap(&mut taps, 3));
         drop(closed);
         let mut got = vec![0; CHUNK];
-        for round in 0..3 {
-            taps.copy(&spool, 5, CHUNK);
+        // A pipe holds one such piece by default; the others wait.
+        let rounds = 1 + LATE / CHUNK;
+        for round in 0..=rounds {
+            copy(&mut taps, CHUNK);
             taken.read_exact(&mut got).unwrap();
             assert_eq!(got, bytes);
-            // A pipe holds one such piece by default. One that was closed is not slow.
-            assert_eq!(taps.slow(), if round == 1 { vec![2] } else { vec![] });
+            // One that was closed is not slow.
+            assert_eq!(taps.slow(), if round == rounds { vec![2] } else { vec![] }, "{round}");
         }
         let mut all = Vec::new();
         (&stuck).read_to_end(&mut all).unwrap();
-        assert_eq!(all, bytes, "what it had room for, and then its end");
-        taps.copy(&spool, 5, 3);
+        assert_eq!(all, bytes, "what its pipe had room for, and then its end");
+        copy(&mut taps, 3);
         taps.remove(1);
         let mut rest = Vec::new();
         taken.read_to_end(&mut rest).unwrap();
@@ -371,7 +461,55 @@ mod tests {
         assert!(taps.buffer.capacity() == 0 && taps.pipes.is_empty());
         // What cannot be read from the spool nobody is to take for all that there was.
         let _reader = tap(&mut taps, 4);
-        taps.copy(&spool, 5 + CHUNK as u64, 1);
+        taps.copy(&spool, AT + CHUNK as u64, 1, &poller, Token::LateStdout);
         assert_eq!(taps.slow(), [4]);
+    }
+
+    #[test]
+    fn one_that_is_late_gets_everything_in_order_and_then_the_end() {
+        let poller = Poller::new().unwrap();
+        let spool = tempfile::tempfile().unwrap();
+        let all: Vec<u8> = (0..1u32 << 20).flat_map(|n| n.to_le_bytes()).take(LATE).collect();
+        spool.write_all_at(&all, 0).unwrap();
+        let mut taps = Taps::default();
+        let mut reader = tap(&mut taps, 7);
+        for (n, piece) in all.chunks(CHUNK).enumerate() {
+            let at = (n * CHUNK) as u64;
+            taps.copy(&spool, at, piece.len(), &poller, Token::LateStderr);
+        }
+        assert_eq!(taps.slow(), []);
+        taps.clear();
+        let (mut got, mut piece) = (Vec::new(), vec![0; 10_000]);
+        loop {
+            match reader.read(&mut piece) {
+                Ok(0) => break,
+                Ok(n) => got.extend_from_slice(&piece[..n]),
+                Err(e) => {
+                    assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+                    let ready = poller.wait().unwrap();
+                    assert_eq!(ready, [Token::LateStderr(7)]);
+                    taps.flush(7, &poller);
+                }
+            }
+        }
+        assert!(got == all, "{} of {} bytes", got.len(), all.len());
+        assert!(taps.pipes.is_empty() && taps.buffer.capacity() == 0);
+    }
+
+    #[test]
+    fn one_that_goes_while_it_is_late_is_forgotten() {
+        let poller = Poller::new().unwrap();
+        let spool = tempfile::tempfile().unwrap();
+        spool.write_all_at(&vec![1; CHUNK], 0).unwrap();
+        let mut taps = Taps::default();
+        let reader = tap(&mut taps, 9);
+        for _ in 0..4 {
+            taps.copy(&spool, 0, CHUNK, &poller, Token::LateStdout);
+        }
+        assert!(!taps.pipes[0].late.is_empty());
+        drop(reader);
+        assert_eq!(poller.wait().unwrap(), [Token::LateStdout(9)]);
+        taps.flush(9, &poller);
+        assert!(taps.pipes.is_empty() && taps.slow().is_empty());
     }
 }

@@ -193,6 +193,8 @@ impl Monitor {
             Token::Session(key) => self.session_speaks(key),
             Token::SessionConsole(key) => self.take_session_console(key),
             Token::Input(key) => self.pump_input(key),
+            Token::LateStdout(key) => self.sources[0].taps.flush(key, &self.poller),
+            Token::LateStderr(key) => self.sources[1].taps.flush(key, &self.poller),
         }
     }
 

@@ -106,7 +106,7 @@ impl Source {
 
     /// Moves what there is into the spool.
     pub(crate) fn pump(&mut self, poller: &Poller) -> Moved {
-        let moved = self.move_some();
+        let moved = self.move_some(poller);
         let watch = matches!(moved, Moved::Empty | Moved::More);
         if let Some(pipe) = &self.pipe
             && watch != self.watched
@@ -125,8 +125,9 @@ impl Source {
         moved
     }
 
-    fn move_some(&mut self) -> Moved {
+    fn move_some(&mut self, poller: &Poller) -> Moved {
         let Some(pipe) = &self.pipe else { return Moved::End };
+        let late = if self.token == Token::Stdout { Token::LateStdout } else { Token::LateStderr };
         for _ in 0..TURNS {
             let room = SPOOL_MAX.saturating_sub(self.spool.waiting());
             if room == 0 {
@@ -145,7 +146,7 @@ impl Source {
                 Ok(0) => return Moved::End,
                 Ok(n) => {
                     // As soon as the logger knows of it, it may be gone.
-                    self.taps.copy(&self.spool.file, at, n);
+                    self.taps.copy(&self.spool.file, at, n, poller, late);
                     self.spool.written.store(at + n as u64, Ordering::Release);
                 }
                 Err(Errno::EAGAIN) => return Moved::Empty,

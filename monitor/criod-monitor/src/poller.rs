@@ -29,6 +29,9 @@ pub(crate) enum Token {
     SessionConsole(u32),
     /// What a client types into the terminal.
     Input(u32),
+    /// An attached client's pipe, which has had no room for all of the output.
+    LateStdout(u32),
+    LateStderr(u32),
 }
 
 impl Token {
@@ -51,6 +54,8 @@ impl Token {
             Token::Session(n) => (14, n),
             Token::SessionConsole(n) => (15, n),
             Token::Input(n) => (16, n),
+            Token::LateStdout(n) => (17, n),
+            Token::LateStderr(n) => (18, n),
         };
         kind << 32 | u64::from(n)
     }
@@ -75,6 +80,8 @@ impl Token {
             14 => Token::Session(n),
             15 => Token::SessionConsole(n),
             16 => Token::Input(n),
+            17 => Token::LateStdout(n),
+            18 => Token::LateStderr(n),
             _ => return None,
         })
     }
@@ -90,6 +97,11 @@ impl Poller {
     /// Watches for input (and hang-up).
     pub(crate) fn add(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
         Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, token.pack()))?)
+    }
+
+    /// Watches for room to write (and for nobody reading any more).
+    pub(crate) fn add_writable(&self, fd: impl AsFd, token: Token) -> io::Result<()> {
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLOUT, token.pack()))?)
     }
 
     /// Watches for output as well, or no longer.

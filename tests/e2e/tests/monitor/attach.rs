@@ -50,6 +50,9 @@ fn take(streams: &mut Streams, name: &str) -> File {
     streams.remove(name).unwrap()
 }
 
+/// Of a hundred kilobytes each: more than waits for a client in its pipe and in memory.
+const ROUNDS: usize = 60;
+
 #[tokio::test]
 async fn a_stuck_client_is_cut_off_and_nobody_else_notices() {
     let keeper = Keeper::default();
@@ -72,7 +75,7 @@ async fn a_stuck_client_is_cut_off_and_nobody_else_notices() {
     let mut other = take(&mut two, "stdout");
     let mut told = String::new();
     // Each round waits for those who read, so that nobody but the stuck one can be slow.
-    for n in 0..30 {
+    for n in 0..ROUNDS {
         write_all(&mut stdin, format!("{n}\n").as_bytes());
         let end = format!("end {n}\n");
         let round = read_until(&mut out, &end);
@@ -94,13 +97,13 @@ async fn a_stuck_client_is_cut_off_and_nobody_else_notices() {
     for conn in [&first, &second, &third, &deaf] {
         assert_eq!(exit(conn), Some(3));
     }
-    let errors: String = (0..30).map(|n| format!("err {n}\n")).collect();
+    let errors: String = (0..ROUNDS).map(|n| format!("err {n}\n")).collect();
     assert_eq!(read_all(&mut err), errors);
     assert_eq!(code(&wait(&c).await), (3, 0, false));
     let mut logged = c.texts("stdout");
     assert_eq!(logged.remove(0), "early");
     assert_eq!(logged, told.lines().collect::<Vec<_>>());
-    assert_eq!(told.lines().count(), 30 * 2001);
+    assert_eq!(told.lines().count(), ROUNDS * 2001);
     // Its output, stderr and init are gone, too.
     eventually("no descriptor is left", || (descriptors(&c) < idle).then_some(()));
     delete(&c).await;

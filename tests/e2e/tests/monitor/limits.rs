@@ -101,7 +101,7 @@ async fn those_who_typed_and_left_make_room_for_others() {
 async fn one_that_typed_too_much_is_cut_off_for_not_reading() {
     let keeper = Keeper::default();
     let script = "until_there() { until test -e $1; do sleep 0.02; done; }; \
-                  stty raw -echo; echo ready; until_there /tmp/flood; yes | head -c 1000000; \
+                  stty raw -echo; echo ready; until_there /tmp/flood; yes | head -c 6000000; \
                   until_there /tmp/go; stty min 0 time 3; cat > /dev/null; echo empty; sleep 1000";
     let c = with_stdin(&keeper, script, true, false);
     start(&c).await;
