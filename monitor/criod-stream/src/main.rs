@@ -23,10 +23,12 @@
 //! | `dial`      | `--dial`: connects within a pod's network namespace       |
 //! | `poller`    | the epoll set                                             |
 //! | `say`       | the log                                                   |
+//! | `failed`    | a step that failed, and why                               |
 
 mod control;
 mod dial;
 mod ends;
+mod failed;
 mod forwarder;
 mod link;
 mod poller;

@@ -16,6 +16,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
+use crate::failed::{Failed, step};
 use crate::say::say;
 
 /// The most descriptors: a port-forward's streams, and a handful.
@@ -33,20 +34,6 @@ pub(crate) enum Role {
     Dialer,
 }
 
-/// Why a process would not be locked up; it must not go on.
-#[derive(Debug)]
-pub(crate) struct Error(&'static str, String);
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.0, self.1)
-    }
-}
-
-fn step<T, E: std::fmt::Display>(what: &'static str, done: Result<T, E>) -> Result<T, Error> {
-    done.map_err(|e| Error(what, e.to_string()))
-}
-
 /// Moves the process into the cgroup of these folders, one per hierarchy. A failure is said only.
 pub(crate) fn join(cgroups: &[PathBuf]) {
     for dir in cgroups {
@@ -57,7 +44,7 @@ pub(crate) fn join(cgroups: &[PathBuf]) {
 }
 
 /// The part that needs privileges and no namespace: limits and the empty root.
-pub(crate) fn enclose(role: Role, root: &Path) -> Result<(), Error> {
+pub(crate) fn enclose(role: Role, root: &Path) -> Result<(), Failed> {
     // Stderr is a file, the log of all streams on a small file system.
     step("SIGXFSZ", sys::start::survive_file_limit())?;
     step("setrlimit", setrlimit(Resource::RLIMIT_FSIZE, LOG, LOG))?;
@@ -72,7 +59,7 @@ pub(crate) fn enclose(role: Role, root: &Path) -> Result<(), Error> {
 }
 
 /// The rest: no privileges, and few calls.
-pub(crate) fn lock(role: Role) -> Result<(), Error> {
+pub(crate) fn lock(role: Role) -> Result<(), Failed> {
     let filter = step("seccomp filter", filter(role))?;
     step("capabilities", sys::caps::drop_all())?;
     step("no_new_privs", nix::sys::prctl::set_no_new_privs())?;

@@ -14,22 +14,10 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 use rustls::{RootCertStore, ServerConfig, SupportedCipherSuite};
 
+use crate::failed::{Failed, step};
+
 /// The most bytes of one file.
 const LIMIT: usize = 1024 * 1024;
-
-/// Why there is no TLS to be had from the files.
-#[derive(Debug)]
-pub(crate) struct Error(&'static str, String);
-
-impl std::fmt::Display for Error {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.0, self.1)
-    }
-}
-
-fn step<T, E: std::fmt::Display>(what: &'static str, done: Result<T, E>) -> Result<T, Error> {
-    done.map_err(|e| Error(what, e.to_string()))
-}
 
 /// All of a memfd, from its start, wherever its offset stands.
 fn contents(of: OwnedFd) -> io::Result<Vec<u8>> {
@@ -85,7 +73,7 @@ fn provider(suites: &str) -> CryptoProvider {
 }
 
 /// The configuration of one connection.
-pub(crate) fn server(files: Files) -> Result<Arc<ServerConfig>, Error> {
+pub(crate) fn server(files: Files) -> Result<Arc<ServerConfig>, Failed> {
     let Files { certificate, key, ca, lowest, suites } = files;
     let chain = step("certificate", contents(certificate))?;
     let chain = step("certificate", certificates(&chain))?;
