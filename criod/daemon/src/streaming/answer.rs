@@ -20,7 +20,7 @@ use super::process::Stream;
 use super::tls::sealed;
 use super::token::{Purpose, Ticket};
 use crate::error::{Error, Kind, Result};
-use crate::node::{Container, Node, blocking, new_id};
+use crate::node::{Container, Node, Pod, blocking, new_id};
 use crate::record::{ContainerState, PodState};
 use crate::spec;
 
@@ -81,6 +81,15 @@ fn check(tty: bool, stdin: bool, stdout: bool, stderr: bool) -> Result<()> {
 }
 
 impl Node {
+    /// A pod whose ports can be reached.
+    fn forwardable(&self, id: &str) -> Result<Arc<Pod>> {
+        let pod = self.pod(id)?;
+        if pod.record.get().state != PodState::Ready {
+            return Err(Error::precondition(format!("pod sandbox {} is not ready", pod.id)));
+        }
+        Ok(pod)
+    }
+
     /// The URL for a command in a container.
     pub(crate) fn exec_url(&self, request: ExecRequest) -> Result<String> {
         let ExecRequest { container_id, cmd, tty, stdin, stdout, stderr } = request;
@@ -89,64 +98,38 @@ impl Node {
             return Err(Error::invalid("cmd is empty"));
         }
         check(tty, stdin, stdout, stderr)?;
-        self.streams.url(Ticket {
-            purpose: Purpose::Exec,
-            id: container.id.clone(),
-            command: cmd,
-            tty,
-            stdin,
-            stdout,
-            stderr,
-            ports: Vec::new(),
-        })
+        let ticket = Ticket::of(Purpose::Exec, &container.id);
+        self.streams.url(Ticket { command: cmd, tty, stdin, stdout, stderr, ..ticket })
     }
 
     /// The URL for the input and output of a container's own process.
     pub(crate) fn attach_url(&self, request: AttachRequest) -> Result<String> {
         let AttachRequest { container_id, stdin, tty, stdout, stderr } = request;
-        let container = self.container(&container_id)?;
-        self.attachable(&container)?;
+        let container = self.attachable(&container_id)?;
         check(tty, stdin, stdout, stderr)?;
-        self.streams.url(Ticket {
-            purpose: Purpose::Attach,
-            id: container.id.clone(),
-            command: Vec::new(),
-            tty,
-            stdin,
-            stdout,
-            stderr,
-            ports: Vec::new(),
-        })
+        let ticket = Ticket::of(Purpose::Attach, &container.id);
+        self.streams.url(Ticket { tty, stdin, stdout, stderr, ..ticket })
     }
 
     /// The URL for ports of a pod.
     pub(crate) fn forward_url(&self, request: PortForwardRequest) -> Result<String> {
         let PortForwardRequest { pod_sandbox_id, port } = request;
-        let pod = self.pod(&pod_sandbox_id)?;
-        if pod.record.get().state != PodState::Ready {
-            return Err(Error::precondition(format!("pod sandbox {} is not ready", pod.id)));
-        }
+        let pod = self.forwardable(&pod_sandbox_id)?;
         if port.len() > MOST_PORTS {
             return Err(Error::invalid(format!("more than {MOST_PORTS} ports")));
         }
         if let Some(bad) = port.iter().find(|p| !(1..=65535).contains(*p)) {
             return Err(Error::invalid(format!("{bad} is no port")));
         }
-        self.streams.url(Ticket {
-            purpose: Purpose::PortForward,
-            id: pod.id.clone(),
-            command: Vec::new(),
-            tty: false,
-            stdin: false,
-            stdout: false,
-            stderr: false,
-            ports: port,
-        })
+        let ticket = Ticket::of(Purpose::PortForward, &pod.id);
+        self.streams.url(Ticket { ports: port, ..ticket })
     }
 
-    fn attachable(&self, container: &Container) -> Result<()> {
+    /// A container whose streams are there.
+    fn attachable(&self, id: &str) -> Result<Arc<Container>> {
+        let container = self.container(id)?;
         match container.record.get().state {
-            ContainerState::Created | ContainerState::Running => Ok(()),
+            ContainerState::Created | ContainerState::Running => Ok(container),
             _ => Err(Error::precondition(format!("container {} is not running", container.id))),
         }
     }
@@ -160,18 +143,14 @@ impl Node {
     }
 
     async fn prepare_attach(&self, ticket: &Ticket) -> Result<OwnedFd> {
-        let container = self.container(&ticket.id)?;
-        self.attachable(&container)?;
+        let container = self.attachable(&ticket.id)?;
         let [_, stdin, stdout, stderr] = flags(ticket);
         container.monitor.session(vec!["ATTACH", stdin, stdout, stderr], Vec::new()).await
     }
 
     async fn prepare_forward(&self, ticket: &Ticket) -> Result<OwnedFd> {
-        let pod = self.pod(&ticket.id)?;
+        let pod = self.forwardable(&ticket.id)?;
         let record = pod.record.get();
-        if record.state != PodState::Ready {
-            return Err(Error::precondition(format!("pod sandbox {} is not ready", pod.id)));
-        }
         let host = spec::mode(spec::pod_modes(&record).network)? == NamespaceMode::Node;
         let pins = namespace::Pinned::existing(&self.paths.namespaces(&pod.id));
         let netns = match (host, pins.net) {

@@ -9,7 +9,7 @@
 //! They lie on tmpfs, so that a URL that was given out is good after a restart, too. The step from T to
 //! T.N is one rename: a token works once, whoever else has seen it.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -69,6 +69,22 @@ pub(crate) struct Ticket {
     pub(crate) ports: Vec<i32>,
 }
 
+impl Ticket {
+    /// One that asks for nothing yet.
+    pub(crate) fn of(purpose: Purpose, id: &str) -> Ticket {
+        Ticket {
+            purpose,
+            id: id.to_owned(),
+            command: Vec::new(),
+            tty: false,
+            stdin: false,
+            stdout: false,
+            stderr: false,
+            ports: Vec::new(),
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct File {
     /// CLOCK_BOOTTIME in nanoseconds.
@@ -81,7 +97,7 @@ struct File {
 pub(crate) struct Tokens {
     dir: PathBuf,
     /// By the time at which they end.
-    pending: Mutex<BTreeMap<(i64, String), ()>>,
+    pending: Mutex<BTreeSet<(i64, String)>>,
 }
 
 impl Tokens {
@@ -92,12 +108,12 @@ impl Tokens {
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
         };
         private().map_err(Error::file("create", dir))?;
-        let mut pending = BTreeMap::new();
+        let mut pending = BTreeSet::new();
         for entry in fs::read_dir(dir).map_err(Error::file("read", dir))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
             match read(&entry.path()) {
                 Ok(file) if valid(&name) => {
-                    pending.insert((file.until, name), ());
+                    pending.insert((file.until, name));
                 }
                 // Shown already; whoever did so may ask again.
                 Ok(file) if file.until > sys::clock::boottime() => {}
@@ -113,8 +129,9 @@ impl Tokens {
         token.truncate(DIGITS);
         let mut pending = lock(&self.pending);
         let now = sys::clock::boottime();
-        while let Some(first) = pending.first_entry().filter(|e| e.key().0 <= now) {
-            let ((_, late), ()) = first.remove_entry();
+        while pending.first().is_some_and(|(until, _)| *until <= now)
+            && let Some((_, late)) = pending.pop_first()
+        {
             let _ = fs::remove_file(self.dir.join(late));
         }
         if pending.len() >= MOST {
@@ -126,7 +143,7 @@ impl Tokens {
         let bytes = serde_json::to_vec(&file)
             .map_err(|e| Kind::Record { path: path.clone(), problem: e.to_string() })?;
         fs::write(&path, bytes).map_err(Error::file("write", &path))?;
-        pending.insert((until, token.clone()), ());
+        pending.insert((until, token.clone()));
         Ok(token)
     }
 
@@ -139,7 +156,7 @@ impl Tokens {
         // A token of another purpose stays: somebody guesses, or mistypes.
         let fits = |path: &Path| read(path).is_ok_and(|f| f.ticket.purpose.path() == purpose);
         if fits(&path) && fs::rename(&path, &taken).is_ok() {
-            lock(&self.pending).retain(|(_, pending), ()| pending != token);
+            lock(&self.pending).retain(|(_, pending)| pending != token);
         }
         let file = read(&taken).ok()?;
         (file.until > sys::clock::boottime() && file.ticket.purpose.path() == purpose)
@@ -176,14 +193,11 @@ mod tests {
 
     fn ticket(purpose: Purpose) -> Ticket {
         Ticket {
-            purpose,
-            id: "c".into(),
             command: vec!["true".into()],
             tty: true,
             stdin: true,
             stdout: true,
-            stderr: false,
-            ports: Vec::new(),
+            ..Ticket::of(purpose, "c")
         }
     }
 
