@@ -53,5 +53,6 @@ mod buffer;
 mod channels;
 mod error;
 mod inbox;
+mod link;
 
 pub use error::Error;

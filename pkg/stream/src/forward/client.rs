@@ -7,9 +7,10 @@
 
 use super::{Error, Id, SPDY_PROTOCOL, streams::LIMITS};
 use crate::http::Response;
-use crate::inbox::{Arrived, Inboxes, Notice};
+use crate::inbox::Notice;
+use crate::link::{Link, Step};
 use crate::remote::{ClientError, upgrade, version};
-use crate::spdy::{Connection, Event, Headers, Status};
+use crate::spdy::{Event, Headers, Status};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -77,13 +78,10 @@ struct Pair {
 /// The client's side of a port-forward. Driven like [`super::Session`].
 #[derive(Debug)]
 pub struct Client {
-    connection: Connection,
+    link: Link<Id>,
     pairs: HashMap<Id, Pair>,
     streams: HashMap<u32, Id>,
     next: u64,
-    inbox: Inboxes<Id>,
-    eof: bool,
-    gone: bool,
 }
 
 impl Client {
@@ -96,13 +94,10 @@ impl Client {
     pub fn new(response: &Response) -> Result<Client, ClientError> {
         version(response, &[SPDY_PROTOCOL])?;
         Ok(Client {
-            connection: Connection::new(false, LIMITS),
+            link: Link::new(LIMITS),
             pairs: HashMap::new(),
             streams: HashMap::new(),
             next: 0,
-            inbox: Inboxes::new(),
-            eof: false,
-            gone: false,
         })
     }
 
@@ -115,13 +110,13 @@ impl Client {
                 .with("port", port.to_string())
                 .with("requestID", id.0.to_string())
         };
-        let error = self.connection.open(&headers("error"))?;
-        let Some(data) = self.connection.open(&headers("data")) else {
-            self.connection.reset(error, Status::Cancel);
+        let error = self.link.connection.open(&headers("error"))?;
+        let Some(data) = self.link.connection.open(&headers("data")) else {
+            self.link.connection.reset(error, Status::Cancel);
             return None;
         };
         self.next += 1;
-        self.connection.close(error);
+        self.link.connection.close(error);
         self.streams.extend([(error, id), (data, id)]);
         self.pairs.insert(
             id,
@@ -135,60 +130,45 @@ impl Client {
                 remote_closed: false,
             },
         );
-        self.inbox.open(id, false);
+        self.link.inbox.open(id, false);
         Some(id)
     }
 
     /// Where to read the socket's next bytes to; empty while no input is wanted.
     pub fn space(&mut self) -> &mut [u8] {
-        self.settle();
-        if self.wants_input() { self.connection.space() } else { &mut [] }
+        self.link.space()
     }
 
     /// `n` bytes of [`space`](Self::space) were filled.
     pub fn filled(&mut self, n: usize) {
-        self.connection.filled(n);
+        self.link.connection.filled(n);
     }
 
     /// Copies bytes in instead: how many were taken.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        self.settle();
-        self.connection.receive(bytes)
+        self.link.receive(bytes)
     }
 
     /// Whether input is wanted now.
     pub fn wants_input(&self) -> bool {
-        let most = LIMITS.session_window as usize;
-        !self.eof && !self.gone && !self.connection.blocked() && self.inbox.kept() <= most
+        self.link.wants_input()
     }
 
     /// The socket has ended: [`ClientEvent::Gone`] follows what was received before.
     pub fn eof(&mut self) {
-        self.eof = true;
-    }
-
-    fn settle(&mut self) {
-        if let Some(range) = self.inbox.unsettled() {
-            self.inbox.settle(self.connection.bytes(range));
-        }
+        self.link.eof();
     }
 
     /// The next event, `None` when there is none for now.
     pub fn event(&mut self) -> Result<Option<ClientEvent<'_>>, Error> {
-        self.settle();
-        let told = match self.next() {
-            Ok(told) => told,
-            Err(error) => {
-                self.gone = true;
-                return Err(error);
-            }
-        };
+        self.link.settle();
+        let told = self.next()?;
         Ok(told.map(|told| match told {
             Told::Ready(id) => ClientEvent::Ready { id },
             Told::Received(id, range) => {
-                ClientEvent::Data { id, bytes: self.connection.bytes(range) }
+                ClientEvent::Data { id, bytes: self.link.connection.bytes(range) }
             }
-            Told::Kept(id) => ClientEvent::Data { id, bytes: self.inbox.pending(id) },
+            Told::Kept(id) => ClientEvent::Data { id, bytes: self.link.inbox.pending(id) },
             Told::Closed(id) => ClientEvent::Closed { id },
             Told::Failed(id, text) => ClientEvent::Failed { id, text },
             Told::Reset(id) => ClientEvent::Reset { id },
@@ -197,35 +177,30 @@ impl Client {
     }
 
     fn next(&mut self) -> Result<Option<Told>, Error> {
-        while !self.gone {
-            match self.inbox.next() {
-                Some(Notice::Data(id)) => return Ok(Some(Told::Kept(id))),
-                Some(Notice::Closed(id)) => {
+        loop {
+            let told = match self.link.step()? {
+                Step::Notice(Notice::Data(id)) => Some(Told::Kept(id)),
+                Step::Notice(Notice::Closed(id)) => {
                     if let Some(pair) = self.pairs.get_mut(&id) {
                         pair.remote_closed = true;
                     }
                     self.end_if_both(id);
-                    return Ok(Some(Told::Closed(id)));
+                    Some(Told::Closed(id))
                 }
-                None => {}
-            }
-            let Some(event) = self.connection.poll()? else {
-                if self.eof {
-                    break;
-                }
-                return Ok(None);
+                Step::Event(event) => self.told(event),
+                Step::Gone => Some(Told::Gone),
+                Step::Silent => return Ok(None),
             };
-            if let Some(told) = self.told(event) {
-                return Ok(Some(told));
+            if told.is_some() {
+                return Ok(told);
             }
         }
-        Ok((!std::mem::replace(&mut self.gone, true)).then_some(Told::Gone))
     }
 
     fn told(&mut self, event: Event) -> Option<Told> {
         let stream = match event {
             Event::Opened { stream, .. } => {
-                self.connection.reset(stream, Status::Refused);
+                self.link.connection.reset(stream, Status::Refused);
                 return None;
             }
             Event::GoAway => return None,
@@ -237,33 +212,26 @@ impl Client {
         let known = self.streams.get(&stream).copied();
         let Some((id, pair)) = known.and_then(|id| Some((id, self.pairs.get_mut(&id)?))) else {
             if let Event::Data { range, .. } = event {
-                self.connection.credit(stream, range.len());
+                self.link.connection.credit(stream, range.len());
             }
             return None;
         };
         let of_data = pair.data == stream;
         match event {
             Event::Replied { .. } if of_data => Some(Told::Ready(id)),
-            Event::Data { range, .. } if of_data => match self.inbox.arrived(id, range.clone()) {
-                Arrived::Tell => Some(Told::Received(id, range)),
-                Arrived::Keep => {
-                    self.inbox.keep(id, self.connection.bytes(range));
-                    None
-                }
-                Arrived::Drop => {
-                    self.connection.credit(stream, range.len());
-                    None
-                }
-            },
+            Event::Data { range, .. } if of_data => {
+                let range = self.link.arrived(id, stream, range)?;
+                Some(Told::Received(id, range))
+            }
             Event::Data { range, .. } => {
-                let bytes = self.connection.bytes(range.clone());
+                let bytes = self.link.connection.bytes(range.clone());
                 let n = bytes.len().min(TEXT_LIMIT - pair.text.len());
                 pair.text.extend_from_slice(&bytes[..n]);
-                self.connection.credit(stream, range.len());
+                self.link.connection.credit(stream, range.len());
                 None
             }
             Event::Finished { .. } if of_data => {
-                self.inbox.close(id);
+                self.link.inbox.close(id);
                 None
             }
             Event::Reset { .. } if of_data => {
@@ -298,25 +266,25 @@ impl Client {
         let Some(pair) = self.pairs.remove(&id) else { return };
         for stream in [pair.error, pair.data] {
             self.streams.remove(&stream);
-            self.connection.reset(stream, Status::Cancel);
+            self.link.connection.reset(stream, Status::Cancel);
         }
-        let lost = self.inbox.remove(id);
-        self.connection.credit(pair.data, lost);
+        let lost = self.link.inbox.remove(id);
+        self.link.connection.credit(pair.data, lost);
     }
 
     /// `n` bytes of the last `Data` for `id`, or of its [`pending`](Self::pending), were taken.
     pub fn consumed(&mut self, id: Id, n: usize) {
-        let n = self.inbox.consumed(id, n);
+        let n = self.link.inbox.consumed(id, n);
         if n > 0
             && let Some(pair) = self.pairs.get(&id)
         {
-            self.connection.credit(pair.data, n);
+            self.link.connection.credit(pair.data, n);
         }
     }
 
     /// Bytes that came for `id` and were not consumed: the first contiguous piece of them.
     pub fn pending(&self, id: Id) -> &[u8] {
-        self.inbox.pending(id)
+        self.link.inbox.pending(id)
     }
 
     fn way(&self, id: Id) -> Option<u32> {
@@ -325,13 +293,13 @@ impl Client {
 
     /// How many bytes may be sent on `id` now.
     pub fn room(&self, id: Id) -> usize {
-        self.way(id).map_or(0, |stream| self.connection.room(stream))
+        self.way(id).map_or(0, |stream| self.link.connection.room(stream))
     }
 
     /// Where to read the next bytes for `id` to; [`send_filled`](Self::send_filled) must be next.
     pub fn send_space(&mut self, id: Id) -> &mut [u8] {
         match self.way(id) {
-            Some(stream) => self.connection.send_space(stream),
+            Some(stream) => self.link.connection.send_space(stream),
             None => &mut [],
         }
     }
@@ -339,20 +307,20 @@ impl Client {
     /// `n` bytes of the last [`send_space`](Self::send_space) were filled: sends them.
     pub fn send_filled(&mut self, id: Id, n: usize) {
         if let Some(stream) = self.way(id) {
-            self.connection.send_filled(stream, n);
+            self.link.connection.send_filled(stream, n);
         }
     }
 
     /// Sends the start of `bytes` on `id`: how many were taken.
     pub fn send(&mut self, id: Id, bytes: &[u8]) -> usize {
-        self.way(id).map_or(0, |stream| self.connection.send(stream, bytes))
+        self.way(id).map_or(0, |stream| self.link.connection.send(stream, bytes))
     }
 
     /// Nothing more will be sent on `id`.
     pub fn close(&mut self, id: Id) {
         if let Some(pair) = self.pairs.get_mut(&id) {
             pair.local_closed = true;
-            self.connection.close(pair.data);
+            self.link.connection.close(pair.data);
             self.end_if_both(id);
         }
     }
@@ -366,16 +334,16 @@ impl Client {
     pub fn finish(&mut self) {
         let ids: Vec<_> = self.pairs.keys().copied().collect();
         ids.into_iter().for_each(|id| self.end(id));
-        self.connection.go_away();
+        self.link.connection.go_away();
     }
 
     /// Bytes for the socket.
     pub fn output(&mut self) -> &[u8] {
-        self.connection.output()
+        self.link.connection.output()
     }
 
     /// `n` bytes of [`output`](Self::output) were written.
     pub fn sent(&mut self, n: usize) {
-        self.connection.sent(n);
+        self.link.connection.sent(n);
     }
 }

@@ -8,8 +8,9 @@
 use super::spdy::{LIMITS, NAMES, needed};
 use super::{Channel, Error, Outcome, SPDY_PROTOCOLS, VERSION, Wants, resize, status};
 use crate::http::{Request, Response};
-use crate::inbox::{Arrived, Inboxes, Notice};
-use crate::spdy::{Connection, Event, Headers};
+use crate::inbox::Notice;
+use crate::link::{Link, Step};
+use crate::spdy::{Event, Headers};
 use std::ops::Range;
 
 /// Most bytes of the error stream that are kept.
@@ -64,16 +65,13 @@ enum Told {
 /// The client's side of an exec or attach. Driven like [`super::Session`].
 #[derive(Debug)]
 pub struct Client {
-    connection: Connection,
+    link: Link<Channel>,
     json: bool,
     /// Stream numbers in the order of [`NAMES`].
     slots: [Option<u32>; 5],
-    inbox: Inboxes<Channel>,
     status: Vec<u8>,
     outcome_told: bool,
     replies: usize,
-    eof: bool,
-    gone: bool,
 }
 
 const ERROR: usize = 0;
@@ -91,83 +89,64 @@ impl Client {
     /// What follows a response: opens every stream that `wants` names.
     pub fn new(response: &Response, wants: Wants) -> Result<Client, ClientError> {
         let version = version(response, &SPDY_PROTOCOLS)?;
-        let mut connection = Connection::new(false, LIMITS);
+        let mut link = Link::new(LIMITS);
         let mut slots = [None; 5];
         for ((slot, needed), name) in slots.iter_mut().zip(needed(version, wants)).zip(NAMES) {
             if needed {
-                *slot = connection.open(&Headers::default().with("streamType", name));
+                *slot = link.connection.open(&Headers::default().with("streamType", name));
             }
         }
-        let mut inbox = Inboxes::new();
         for (slot, channel) in [(STDOUT, Channel::Stdout), (STDERR, Channel::Stderr)] {
             if slots[slot].is_some() {
-                inbox.open(channel, false);
+                link.inbox.open(channel, false);
             }
         }
         Ok(Client {
-            connection,
+            link,
             json: version == SPDY_PROTOCOLS[0],
             slots,
-            inbox,
             status: Vec::new(),
             outcome_told: false,
             replies: 0,
-            eof: false,
-            gone: false,
         })
     }
 
     /// Where to read the socket's next bytes to; empty while no input is wanted.
     pub fn space(&mut self) -> &mut [u8] {
-        self.settle();
-        if self.wants_input() { self.connection.space() } else { &mut [] }
+        self.link.space()
     }
 
     /// `n` bytes of [`space`](Self::space) were filled.
     pub fn filled(&mut self, n: usize) {
-        self.connection.filled(n);
+        self.link.connection.filled(n);
     }
 
     /// Copies bytes in instead: how many were taken.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        self.settle();
-        self.connection.receive(bytes)
+        self.link.receive(bytes)
     }
 
     /// Whether input is wanted now.
     pub fn wants_input(&self) -> bool {
-        let most = LIMITS.session_window as usize;
-        !self.eof && !self.gone && !self.connection.blocked() && self.inbox.kept() <= most
+        self.link.wants_input()
     }
 
     /// The socket has ended: [`ClientEvent::Gone`] follows what was received before.
     pub fn eof(&mut self) {
-        self.eof = true;
-    }
-
-    fn settle(&mut self) {
-        if let Some(range) = self.inbox.unsettled() {
-            self.inbox.settle(self.connection.bytes(range));
-        }
+        self.link.eof();
     }
 
     /// The next event, `None` when there is none for now.
     pub fn event(&mut self) -> Result<Option<ClientEvent<'_>>, Error> {
-        self.settle();
-        let told = match self.next() {
-            Ok(told) => told,
-            Err(error) => {
-                self.gone = true;
-                return Err(error);
-            }
-        };
+        self.link.settle();
+        let told = self.next()?;
         Ok(told.map(|told| match told {
             Told::Ready => ClientEvent::Ready,
             Told::Received(channel, range) => {
-                ClientEvent::Data { channel, bytes: self.connection.bytes(range) }
+                ClientEvent::Data { channel, bytes: self.link.connection.bytes(range) }
             }
             Told::Kept(channel) => {
-                ClientEvent::Data { channel, bytes: self.inbox.pending(channel) }
+                ClientEvent::Data { channel, bytes: self.link.inbox.pending(channel) }
             }
             Told::Closed(channel) => ClientEvent::Closed { channel },
             Told::Outcome(outcome) => ClientEvent::Outcome(outcome),
@@ -176,21 +155,17 @@ impl Client {
     }
 
     fn next(&mut self) -> Result<Option<Told>, Error> {
-        while !self.gone {
-            match self.inbox.next() {
-                Some(Notice::Data(channel)) => return Ok(Some(Told::Kept(channel))),
-                Some(Notice::Closed(channel)) => return Ok(Some(Told::Closed(channel))),
-                None => {}
-            }
-            let Some(event) = self.connection.poll()? else {
-                if self.eof {
-                    break;
-                }
-                return Ok(None);
+        loop {
+            let event = match self.link.step()? {
+                Step::Notice(Notice::Data(channel)) => return Ok(Some(Told::Kept(channel))),
+                Step::Notice(Notice::Closed(channel)) => return Ok(Some(Told::Closed(channel))),
+                Step::Event(event) => event,
+                Step::Gone => return Ok(Some(Told::Gone)),
+                Step::Silent => return Ok(None),
             };
             match event {
                 Event::Opened { stream, .. } => {
-                    self.connection.reset(stream, crate::spdy::Status::Refused);
+                    self.link.connection.reset(stream, crate::spdy::Status::Refused);
                 }
                 Event::Replied { .. } => {
                     self.replies += 1;
@@ -201,23 +176,21 @@ impl Client {
                 Event::Data { stream, range } => match self.find(stream) {
                     Some(slot @ (STDOUT | STDERR)) => {
                         let channel = channel(slot);
-                        match self.inbox.arrived(channel, range.clone()) {
-                            Arrived::Tell => return Ok(Some(Told::Received(channel, range))),
-                            Arrived::Keep => self.inbox.keep(channel, self.connection.bytes(range)),
-                            Arrived::Drop => self.connection.credit(stream, range.len()),
+                        if let Some(range) = self.link.arrived(channel, stream, range) {
+                            return Ok(Some(Told::Received(channel, range)));
                         }
                     }
                     slot => {
                         if slot == Some(ERROR) {
                             let room = STATUS_LIMIT - self.status.len();
-                            let bytes = self.connection.bytes(range.clone());
+                            let bytes = self.link.connection.bytes(range.clone());
                             self.status.extend_from_slice(&bytes[..bytes.len().min(room)]);
                         }
-                        self.connection.credit(stream, range.len());
+                        self.link.connection.credit(stream, range.len());
                     }
                 },
                 Event::Finished { stream } | Event::Reset { stream } => match self.find(stream) {
-                    Some(slot @ (STDOUT | STDERR)) => self.inbox.close(channel(slot)),
+                    Some(slot @ (STDOUT | STDERR)) => self.link.inbox.close(channel(slot)),
                     Some(STDIN) => return Ok(Some(Told::Closed(Channel::Stdin))),
                     Some(ERROR) if !std::mem::replace(&mut self.outcome_told, true) => {
                         let outcome = status::read(&self.status, self.json);
@@ -229,7 +202,6 @@ impl Client {
                 Event::GoAway => {}
             }
         }
-        Ok((!std::mem::replace(&mut self.gone, true)).then_some(Told::Gone))
     }
 
     fn find(&self, stream: u32) -> Option<usize> {
@@ -238,29 +210,29 @@ impl Client {
 
     /// `n` bytes of the last `Data` for `channel`, or of its [`pending`](Self::pending), were taken.
     pub fn consumed(&mut self, channel: Channel, n: usize) {
-        let n = self.inbox.consumed(channel, n);
+        let n = self.link.inbox.consumed(channel, n);
         let slot = if channel == Channel::Stdout { STDOUT } else { STDERR };
         if n > 0
             && let Some(stream) = self.slots[slot]
         {
-            self.connection.credit(stream, n);
+            self.link.connection.credit(stream, n);
         }
     }
 
     /// Bytes that came for `channel` and were not consumed: the first contiguous piece of them.
     pub fn pending(&self, channel: Channel) -> &[u8] {
-        self.inbox.pending(channel)
+        self.link.inbox.pending(channel)
     }
 
     /// How many bytes of input may be sent now.
     pub fn room(&self) -> usize {
-        self.slots[STDIN].map_or(0, |stream| self.connection.room(stream))
+        self.slots[STDIN].map_or(0, |stream| self.link.connection.room(stream))
     }
 
     /// Where to read the next bytes of input to; [`send_filled`](Self::send_filled) must be next.
     pub fn send_space(&mut self) -> &mut [u8] {
         match self.slots[STDIN] {
-            Some(stream) => self.connection.send_space(stream),
+            Some(stream) => self.link.connection.send_space(stream),
             None => &mut [],
         }
     }
@@ -268,42 +240,42 @@ impl Client {
     /// `n` bytes of the last [`send_space`](Self::send_space) were filled: sends them.
     pub fn send_filled(&mut self, n: usize) {
         if let Some(stream) = self.slots[STDIN] {
-            self.connection.send_filled(stream, n);
+            self.link.connection.send_filled(stream, n);
         }
     }
 
     /// Sends the start of `bytes` as input: how many were taken.
     pub fn send(&mut self, bytes: &[u8]) -> usize {
-        self.slots[STDIN].map_or(0, |stream| self.connection.send(stream, bytes))
+        self.slots[STDIN].map_or(0, |stream| self.link.connection.send(stream, bytes))
     }
 
     /// The input has ended.
     pub fn close(&mut self) {
         if let Some(stream) = self.slots[STDIN] {
-            self.connection.close(stream);
+            self.link.connection.close(stream);
         }
     }
 
     /// Tells the terminal's size, after [`ClientEvent::Ready`].
     pub fn resize(&mut self, width: u16, height: u16) {
         if let Some(stream) = self.slots[RESIZE] {
-            self.connection.send(stream, &resize::write(width, height));
+            self.link.connection.send(stream, &resize::write(width, height));
         }
     }
 
     /// Says that the client leaves.
     pub fn finish(&mut self) {
-        self.connection.go_away();
+        self.link.connection.go_away();
     }
 
     /// Bytes for the socket.
     pub fn output(&mut self) -> &[u8] {
-        self.connection.output()
+        self.link.connection.output()
     }
 
     /// `n` bytes of [`output`](Self::output) were written.
     pub fn sent(&mut self, n: usize) {
-        self.connection.sent(n);
+        self.link.connection.sent(n);
     }
 }
 
