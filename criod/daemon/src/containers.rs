@@ -19,13 +19,13 @@ use tracing::{info, warn};
 use crate::error::{Error, Kind, Result};
 use crate::monitor::last_state;
 use crate::node::{Container, Node, Pod, Save, blocking, new_id};
-use crate::record::{ContainerRecord, ContainerState, PodRecord, PodState, Wire};
+use crate::record::{ContainerRecord, ContainerState, PodRecord, PodState};
 use crate::spec;
 
 /// Where containers go whose pod names no cgroup.
 const CGROUP_PARENT: &str = "/crio";
 /// What the pod's own process is, inside its root.
-const PAUSE: &str = "/pause";
+pub(crate) const PAUSE: &str = "/pause";
 
 impl Node {
     /// Creates a container and returns its id. A repeated call gets the same one.
@@ -85,27 +85,12 @@ impl Node {
         let log_path = self.log_path(&pod.record.get(), &config, &id)?;
         let record = ContainerRecord {
             cgroup: cgroup_name(&pod.record.get(), &id),
-            pod: pod.id.clone(),
-            state: ContainerState::Creating,
-            created_at: self.new_time(),
-            boot_id: self.boot_id.clone(),
             image_id: image.id.clone(),
             image_ref: image.image_ref.clone(),
             layers: image.layers.iter().map(ToString::to_string).collect(),
             log_path,
-            started_at: 0,
-            finished_at: 0,
-            exit_code: 0,
-            reason: String::new(),
-            message: String::new(),
-            pid: 0,
             stop_signal: spec::stop_signal(&config, &image.config.config)?,
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
-            infra: false,
-            config: Wire(config),
-            id,
+            ..ContainerRecord::new(id, &pod.id, config, self.new_time(), &self.boot_id)
         };
         self.make(&pod, record, &image.config.config, image.layers).await.map(|c| c.id.clone())
     }
@@ -126,7 +111,7 @@ impl Node {
     }
 
     /// All steps of a creation; on failure all are undone.
-    async fn make(
+    pub(crate) async fn make(
         self: &Arc<Self>,
         pod: &Arc<Pod>,
         record: ContainerRecord,
@@ -282,7 +267,7 @@ impl Node {
     }
 
     /// Pid of a container's init, if it is surely still that process.
-    fn init_of(&self, record: &ContainerRecord) -> Option<i32> {
+    pub(crate) fn init_of(&self, record: &ContainerRecord) -> Option<i32> {
         let state = last_state(&self.paths.container_run(&record.id))?;
         let stat = sys::proc::stat(state.pid)?;
         let same = stat.start_time == state.pid_start_time && stat.state != b'Z';
@@ -351,84 +336,6 @@ impl Node {
         };
         mount(&["volatile"]).or_else(|_| mount(&[])).map_err(failed("mount its root"))
     }
-
-    /// Starts the process that holds a pod's pid namespace; returns its pid.
-    pub(crate) async fn start_infra(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<i32> {
-        let pause_image = self.config.pause_image.clone();
-        let mut config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: "POD".into(), attempt: 0 }),
-            command: vec![PAUSE.into()],
-            ..ContainerConfig::default()
-        };
-        let pod_record = pod.record.get();
-        let mut defaults = ContainerDefaults::default();
-        let (mut layers, mut image_id) = (Vec::new(), String::new());
-        if !pause_image.is_empty() {
-            let failed = |source| Error::from(Kind::Image { image: pause_image.clone(), source });
-            // The registry is asked only where the image is not here.
-            if self.images.status(&pause_image).is_none() {
-                let anonymous = registry::Credentials::Anonymous;
-                self.images.pull(&pause_image, anonymous).await.map_err(failed)?;
-            }
-            let image = self.images.for_container(&pause_image).map_err(|e| failed(Arc::new(e)))?;
-            config.command = vec![self.config.pause_command.clone()];
-            (layers, image_id) = (image.layers, image.id);
-            defaults.clone_from(&image.config.config);
-        }
-        config.linux = Some(api_cri::v1::LinuxContainerConfig {
-            security_context: Some(api_cri::v1::LinuxContainerSecurityContext {
-                namespace_options: Some(api_cri::v1::NamespaceOption {
-                    pid: api_cri::v1::NamespaceMode::Container as i32,
-                    ..spec::pod_modes(&pod_record)
-                }),
-                no_new_privs: true,
-                capabilities: Some(api_cri::v1::Capability {
-                    drop_capabilities: vec!["ALL".into()],
-                    ..api_cri::v1::Capability::default()
-                }),
-                ..api_cri::v1::LinuxContainerSecurityContext::default()
-            }),
-            ..api_cri::v1::LinuxContainerConfig::default()
-        });
-        let record = ContainerRecord {
-            id: pod.id.clone(),
-            pod: pod.id.clone(),
-            config: Wire(config),
-            state: ContainerState::Creating,
-            created_at: self.new_time(),
-            boot_id: self.boot_id.clone(),
-            image_ref: image_id.clone(),
-            image_id,
-            layers: layers.iter().map(ToString::to_string).collect(),
-            log_path: PathBuf::new(),
-            cgroup: cgroup_name(&pod_record, &pod.id),
-            started_at: 0,
-            finished_at: 0,
-            exit_code: 0,
-            reason: String::new(),
-            message: String::new(),
-            pid: 0,
-            stop_signal: 9,
-            uid: 0,
-            gid: 0,
-            groups: Vec::new(),
-            infra: true,
-        };
-        let infra = self.make(pod, record, &defaults, layers).await?;
-        self.start_this(&infra).await?;
-        let pid = self.init_of(&infra.record.get()).ok_or_else(|| {
-            Error::precondition("the process that holds the pod's pid namespace has ended")
-        })?;
-        // Containers join the pin, which no later process of this pid can be mistaken for.
-        let pins = self.paths.namespaces(&pod.id);
-        let id = pod.id.clone();
-        blocking(move || {
-            namespace::pin_pid(&pins, pid)
-                .map_err(|source| Kind::Namespaces { pod: id, source }.into())
-        })
-        .await?;
-        Ok(pid)
-    }
 }
 
 fn ready(pod: &Pod) -> Result<()> {
@@ -439,7 +346,7 @@ fn ready(pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-fn cgroup_name(pod: &PodRecord, id: &str) -> String {
+pub(crate) fn cgroup_name(pod: &PodRecord, id: &str) -> String {
     let linux = pod.config.0.linux.as_ref();
     let parent = linux.map(|l| l.cgroup_parent.as_str()).filter(|p| !p.is_empty());
     let parent = parent.unwrap_or(CGROUP_PARENT).trim_matches('/');

@@ -31,6 +31,7 @@ mod daemon;
 mod error;
 mod exec;
 mod files;
+mod infra;
 mod inspect;
 mod keeper;
 mod life;

@@ -140,6 +140,42 @@ pub(crate) struct ContainerRecord {
     pub(crate) infra: bool,
 }
 
+impl ContainerRecord {
+    /// A container that is being created; nothing is known of it but what was asked for.
+    pub(crate) fn new(
+        id: String,
+        pod: &str,
+        config: ContainerConfig,
+        created_at: i64,
+        boot_id: &str,
+    ) -> Self {
+        Self {
+            id,
+            pod: pod.to_owned(),
+            config: Wire(config),
+            state: ContainerState::Creating,
+            created_at,
+            boot_id: boot_id.to_owned(),
+            image_id: String::new(),
+            image_ref: String::new(),
+            layers: Vec::new(),
+            log_path: PathBuf::new(),
+            cgroup: String::new(),
+            started_at: 0,
+            finished_at: 0,
+            exit_code: 0,
+            reason: String::new(),
+            message: String::new(),
+            pid: 0,
+            stop_signal: 0,
+            uid: 0,
+            gid: 0,
+            groups: Vec::new(),
+            infra: false,
+        }
+    }
+}
+
 const NAME: &str = "record.json";
 
 /// Writes a record into its folder; `durable`, which also makes the folder, before anything that
