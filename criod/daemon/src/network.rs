@@ -1,9 +1,10 @@
 //! A pod's network: CNI by the plugins, host ports by portmap or by our own rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use api_cri::v1::{PodSandboxConfig, Protocol};
 use cni::{Attachment, Bandwidth, Capabilities, Dns, NetworkList, Plugins};
@@ -17,6 +18,9 @@ use crate::record::{HostPort, PodRecord};
 /// The interface that a pod's address is on.
 const INTERFACE: &str = "eth0";
 
+/// How long a plugin that a criod before us left at work may take to end by itself.
+const SETTLE: Duration = Duration::from_secs(10);
+
 /// The configuration, or why there is none, and the state of its folder when it was read.
 type Loaded = (cni::Fingerprint, Result<Arc<NetworkList>, String>);
 
@@ -29,6 +33,8 @@ pub(crate) struct Network {
     host_ports: tokio::sync::OnceCell<HostPorts>,
     /// Of the pods that lived when criod began.
     begun_with: Mutex<BTreeMap<String, Vec<Mapping>>>,
+    /// Pods for which plugins of the criod before may still be at work.
+    unsettled: Mutex<BTreeSet<String>>,
     serve_host_ports: bool,
 }
 
@@ -66,6 +72,7 @@ impl Network {
             loaded: Mutex::new(None),
             host_ports: tokio::sync::OnceCell::new(),
             begun_with: Mutex::default(),
+            unsettled: Mutex::default(),
             serve_host_ports: !config.disable_hostport_mapping,
         }
     }
@@ -175,9 +182,41 @@ impl Network {
         }
     }
 
+    /// Says that the criod before died while it attached this pod.
+    pub(crate) fn unsettled(&self, pod: &str) {
+        lock(&self.unsettled).insert(pod.to_owned());
+    }
+
+    /// Waits for plugins that a criod before us left at work for a pod: what they would still do
+    /// comes after what undoes it. They are killed only if they do not end, as one that is killed
+    /// half way may leave what no DEL finds (host-local: a lease without its owner's name in it).
+    async fn settle(&self, pod: &str) {
+        if !lock(&self.unsettled).contains(pod) {
+            return;
+        }
+        let variable = format!("CNI_CONTAINERID={pod}");
+        let began = Instant::now();
+        loop {
+            let left = crate::node::on_disk(|| sys::proc::with_environment(&variable));
+            if left.is_empty() {
+                break;
+            }
+            if began.elapsed() > SETTLE {
+                for pid in left {
+                    warn!(pod, pid, "a CNI plugin of the criod before does not end and is killed");
+                    sys::proc::kill_tree(pid);
+                }
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        lock(&self.unsettled).remove(pod);
+    }
+
     /// Detaches a pod: its ports, then its interfaces. May be repeated.
     pub(crate) async fn detach(&self, pod: &PodRecord, netns: Option<&Path>) -> Result<()> {
         let id = &pod.id;
+        self.settle(id).await;
         if !pod.host_ports.is_empty() {
             let failed = |source| Error::from(Kind::HostPorts { pod: id.clone(), source });
             self.ports().await.map_err(failed)?.remove(id).await.map_err(failed)?;

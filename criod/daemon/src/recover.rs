@@ -138,7 +138,7 @@ pub(crate) async fn resume(node: &Arc<Node>) {
     for pod in node.all_pods() {
         let record = pod.record.get();
         if record.state == PodState::Creating {
-            end_plugins(&pod.id);
+            node.network.unsettled(&pod.id);
             pod.record.note(|r| r.state = PodState::Removing);
         } else if record.stopping && record.state == PodState::Ready {
             let node = Arc::clone(node);
@@ -150,16 +150,6 @@ pub(crate) async fn resume(node: &Arc<Node>) {
         }
     }
     tokio::spawn(reconcile(Arc::clone(node)));
-}
-
-/// Kills CNI plugins that a criod before us left at work for a pod: what they would still do comes
-/// after what undoes it.
-fn end_plugins(pod: &str) {
-    let variable = format!("CNI_CONTAINERID={pod}");
-    for pid in sys::proc::with_environment(&variable) {
-        warn!(pod, pid, "a CNI plugin of the criod before is ended");
-        sys::proc::kill_tree(pid);
-    }
 }
 
 /// Takes away what is left over, again and again until it is gone: each thing by a task of its own,

@@ -21,6 +21,7 @@ trouble() {
 	fail) echo '{"cniVersion":"1.0.0","code":11,"msg":"the pool is dry","details":"come back later"}'
 	      exit 1;;
 	garbage) echo 'this is no JSON'; echo 'and this is on stderr' >&2; exit 3;;
+	slow) sleep 1; echo "DONE $CNI_CONTAINERID" >> DIR/calls;;
 	hang) while :; do sleep 1; done;;
 	esac
 }
@@ -107,6 +108,28 @@ fn a_plugin_hangs_and_nothing_else_does() {
     assert_eq!(criod.pods().len(), 1);
     eventually("the first try is undone", || (calls(&criod, "DEL") > 0).then_some(()));
     criod.stop_pod(&pod).unwrap();
+    criod.finish();
+}
+
+/// A plugin that is killed half way may leave what no DEL finds: host-local makes the file of a lease
+/// before it writes the owner's name into it.
+#[test]
+fn a_plugin_outlives_the_daemon_and_ends_before_it_is_undone() {
+    let mut criod = fickle();
+    told(&criod, "add", "slow");
+    let config = criod.pod("slow");
+    let cri = criod.cri.clone();
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| cri.run_pod(&config));
+        eventually("the plugin is called", || (calls(&criod, "ADD") == 1).then_some(()));
+        told(&criod, "add", "");
+        criod.restart();
+        assert!(call.join().unwrap().is_err());
+    });
+    eventually("it is undone", || (calls(&criod, "DEL") > 0).then_some(()));
+    let all = std::fs::read_to_string(criod.dir.join("calls")).unwrap();
+    let verbs: Vec<&str> = all.lines().filter_map(|l| l.split(' ').next()).collect();
+    assert_eq!(verbs[..3], ["ADD", "DONE", "DEL"], "{all}");
     criod.finish();
 }
 
