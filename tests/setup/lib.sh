@@ -8,6 +8,7 @@
 #                             starts it again, `restart start next` another copy of the program
 #   node_end                  called on exit: pods, processes, mounts, cgroups and files go
 #
+# With $NODE_RUNC the handler "runc" is that program instead of the one in PATH.
 # $CRIOD_BIN is the folder with the programs. Call it in a network namespace of your own, so that
 # bridges and rules go with that.
 
@@ -71,7 +72,7 @@ node_criod() {
         --log-dir "$NODE/pods" --cgroup-manager cgroupfs --default-runtime "${NODE_RUNTIME:-runc}"
         --cni-config-dir "$NODE/cni" --cni-plugin-dir /usr/lib/cni
         --registries-conf "$NODE/registry/registries.conf" --registries-conf-dir "$NODE/registries.d"
-        "$@")
+        ${NODE_RUNC:+--runtimes "runc:$NODE_RUNC:"} "$@")
     node_start "$CRIOD_BIN" || die "criod does not answer"
 }
 

@@ -290,7 +290,9 @@ impl Node {
     ) -> Result<MonitorConfig> {
         let root = self.runtime_root(handler);
         let text = |p: &Path| p.to_string_lossy().into_owned();
+        // A version may be part of the name: runc-1.5.2.
         let program = handler.runtime_path.rsplit('/').next().unwrap_or_default();
+        let program = program.split_once('-').map_or(program, |(name, _)| name);
         let config = &record.config.0;
         let seconds = u64::try_from(handler.container_create_timeout).unwrap_or(240);
         Ok(MonitorConfig {

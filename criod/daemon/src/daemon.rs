@@ -47,6 +47,9 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     recover::load(&node).await?;
     let listener = server::listen(&listen, &node.keeper).await?;
     recover::resume(&node).await;
+    // Asked ahead, so that the first Status need not wait.
+    let asked = Arc::clone(&node);
+    tokio::spawn(async move { asked.all_features().await });
     tokio::spawn(streaming::serve(Arc::clone(&node), streaming));
     server::announce(&listen);
     notify("READY=1");
@@ -114,6 +117,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         last_time: AtomicI64::new(0),
         cpu: crate::stats::CpuRates::default(),
         streams,
+        runtimes: crate::features::Runtimes::default(),
         unreadable: std::sync::Mutex::default(),
         _lock: lock,
         config,

@@ -16,6 +16,7 @@
 //! | `exec`       | commands in containers                                                     |
 //! | `streaming`  | exec, attach and port-forward, in connections that outlive criod           |
 //! | `spec`       | from a request to a runtime's spec                                         |
+//! | `features`   | what runtimes and kernel can do together                                   |
 //! | `files`      | what a pod's containers find in /etc and /dev/shm                          |
 //! | `network`    | CNI and host ports                                                         |
 //! | `stats`      | what containers use                                                        |
@@ -30,6 +31,7 @@ mod cri;
 mod daemon;
 mod error;
 mod exec;
+mod features;
 mod files;
 mod infra;
 mod inspect;

@@ -276,6 +276,7 @@ pub(crate) struct Node {
     pub(crate) last_time: AtomicI64,
     pub(crate) cpu: crate::stats::CpuRates,
     pub(crate) streams: crate::streaming::Streams,
+    pub(crate) runtimes: crate::features::Runtimes,
     /// Containers whose records could not be read; as long as there are any, no image goes.
     pub(crate) unreadable: Mutex<Vec<String>>,
     /// On runroot, for as long as this criod lives.

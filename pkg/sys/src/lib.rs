@@ -10,6 +10,7 @@
 //! | [`clock`]     | boot time, wall time, boot id                                         |
 //! | [`pipe`]      | how many bytes a pipe holds; pipes that a container may reopen        |
 //! | [`file`]      | exchanging two files                                                  |
+//! | [`mount`]     | mounts that show other owners                                         |
 //! | [`proc`]      | start times and process trees from /proc                              |
 //! | [`tty`]       | the size of a terminal                                                |
 //! | [`caps`]      | giving up privileges for good                                         |
@@ -18,6 +19,7 @@
 pub mod caps;
 pub mod clock;
 pub mod file;
+pub mod mount;
 pub mod pidfd;
 pub mod pipe;
 pub mod proc;

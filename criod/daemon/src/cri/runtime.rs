@@ -46,14 +46,17 @@ impl Runtime {
         vec![ready, network]
     }
 
-    fn handlers(&self) -> Vec<RuntimeHandler> {
-        let names = std::iter::once("").chain(self.0.config.runtimes.keys().map(String::as_str));
-        names
-            .map(|name| RuntimeHandler {
+    async fn handlers(&self) -> Vec<RuntimeHandler> {
+        let all = self.0.all_features().await;
+        let default = self.0.config.default_runtime.as_str();
+        let unnamed = all.iter().filter(|(name, _)| name == default).map(|(_, f)| ("", f));
+        unnamed
+            .chain(all.iter().map(|(name, f)| (name.as_str(), f)))
+            .map(|(name, features)| RuntimeHandler {
                 name: name.to_owned(),
                 features: Some(RuntimeHandlerFeatures {
-                    recursive_read_only_mounts: false,
-                    user_namespaces: false,
+                    recursive_read_only_mounts: features.rro,
+                    user_namespaces: features.user_namespaces,
                 }),
             })
             .collect()
@@ -106,7 +109,7 @@ impl RuntimeService for Runtime {
         answer(StatusResponse {
             status: Some(RuntimeStatus { conditions: self.conditions() }),
             info,
-            runtime_handlers: self.handlers(),
+            runtime_handlers: self.handlers().await,
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
                 user_namespaces_host_network: false,
