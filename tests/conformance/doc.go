@@ -13,6 +13,7 @@
 //	CRI_CGROUP_PARENT     cgroup parent of the pods (optional)
 //	CRI_RUNTIME_HANDLER   runtime handler of the pods (optional)
 //	CRI_STREAM_TLS        folder with the keys of a streaming server with TLS (optional; cmd/certs)
+//	CRI_CDI_DIR           folder that the runtime reads CDI files from (optional; cdi_test.go)
 //	CRIOD_RESTART         script that kills and starts the daemon (optional; resilience_test.go)
 //
 // Exec, attach and port-forward are driven by client-go, as kubectl and the API server do; frames

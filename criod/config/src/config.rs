@@ -183,7 +183,7 @@ keyed! {
         /// Devices of every container, such as "/dev/fuse:/dev/fuse:rwm".
         additional_devices: Vec<DeviceSpec> = Vec::new() => accepted();
         /// Folders of CDI device descriptions; later ones win.
-        cdi_spec_dirs: Vec<PathBuf> = vec!["/etc/cdi".into(), "/var/run/cdi".into()] => accepted();
+        cdi_spec_dirs: Vec<PathBuf> = vec!["/etc/cdi".into(), "/var/run/cdi".into()];
         /// Whether devices belong to the user and group that the container runs as.
         device_ownership_from_security_context: bool = false => no_env().accepted();
         /// Folders of OCI hooks.

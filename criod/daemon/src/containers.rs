@@ -225,6 +225,7 @@ impl Node {
             image,
             rootfs: &rootfs,
             node: &self.config,
+            cdi: &self.cdi,
             handler,
             host: oci::Host::current().map_err(spec_failed)?,
             hierarchy: &self.hierarchy,

@@ -116,6 +116,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         changes: Arc::new(Ops::default()),
         last_time: AtomicI64::new(0),
         cpu: crate::stats::CpuRates::default(),
+        cdi: cdi::Registry::new(config.cdi_spec_dirs.clone()),
         streams,
         runtimes: crate::features::Runtimes::default(),
         unreadable: std::sync::Mutex::default(),

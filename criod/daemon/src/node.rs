@@ -275,6 +275,7 @@ pub(crate) struct Node {
     /// The time that was given last; times of creation grow strictly.
     pub(crate) last_time: AtomicI64,
     pub(crate) cpu: crate::stats::CpuRates,
+    pub(crate) cdi: cdi::Registry,
     pub(crate) streams: crate::streaming::Streams,
     pub(crate) runtimes: crate::features::Runtimes,
     /// Containers whose records could not be read; as long as there are any, no image goes.

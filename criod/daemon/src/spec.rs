@@ -3,6 +3,7 @@
 //! What a request asks for and criod cannot give is refused here with an error that names the
 //! field; nothing is dropped in silence.
 
+mod cdi;
 mod command;
 mod devices;
 mod mounts;
@@ -47,6 +48,7 @@ pub(crate) struct Request<'a> {
     pub(crate) image: &'a ContainerDefaults,
     pub(crate) rootfs: &'a Path,
     pub(crate) node: &'a Config,
+    pub(crate) cdi: &'a ::cdi::Registry,
     pub(crate) handler: &'a RuntimeHandler,
     pub(crate) host: oci::Host,
     pub(crate) hierarchy: &'a cgroup::Hierarchy,
@@ -90,11 +92,9 @@ impl Request<'_> {
         for device in &self.config.devices {
             self.add_devices(device, &mut input)?;
         }
-        if !self.config.cdi_devices.is_empty() {
-            return Err(Error::unsupported("CDI_devices are not supported yet"));
-        }
         apparmor(&security)?;
         input.process = self.process(&security, user)?;
+        self.add_cdi_devices(&mut input)?;
         Ok(input)
     }
 

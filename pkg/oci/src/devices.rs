@@ -58,7 +58,7 @@ pub(crate) fn rules(input: &SpecInput) -> Vec<LinuxDeviceCgroup> {
         for (kind, major, minor, access) in ALLOWED {
             rules.push(rule(true, kind, major, minor, access));
         }
-        for device in &input.devices {
+        for device in input.devices.iter().filter(|d| ruled(d)) {
             let (major, minor) = (Some(device.major), Some(device.minor));
             rules.push(rule(true, device.kind, major, minor, &device.access));
         }
@@ -67,6 +67,11 @@ pub(crate) fn rules(input: &SpecInput) -> Vec<LinuxDeviceCgroup> {
         rules.push(rule(*allow, *kind, *major, *minor, access));
     }
     rules
+}
+
+/// Whether a node is one for the device cgroup to let through.
+fn ruled(device: &DeviceInput) -> bool {
+    device.kind != DeviceKind::Fifo && !device.access.is_empty()
 }
 
 fn rule(
@@ -89,6 +94,7 @@ const fn typ(kind: DeviceKind) -> LinuxDeviceType {
     match kind {
         DeviceKind::Char => LinuxDeviceType::C,
         DeviceKind::Block => LinuxDeviceType::B,
+        DeviceKind::Fifo => LinuxDeviceType::P,
         DeviceKind::All => LinuxDeviceType::A,
     }
 }

@@ -114,6 +114,12 @@ pub enum Error {
         /// The name as given.
         hostname: String,
     },
+    /// A network interface that is to be moved into the namespace that it is in.
+    #[error("network interface {name:?} needs a network namespace of the pod's own")]
+    NetDeviceOfHost {
+        /// The interface's name on the host.
+        name: String,
+    },
     /// A sysctl that would reach the host, because the namespace it belongs to is the host's.
     #[error("sysctl {name} needs {namespace} namespace of the pod's own")]
     SysctlNamespace {

@@ -61,8 +61,11 @@ pub struct SpecInput {
     pub devices: Vec<DeviceInput>,
     /// Hooks, in the form of the runtime specification's `hooks` object.
     pub hooks: Option<serde_json::Value>,
-    /// Block I/O class and resctrl class, where used.
-    pub intel_rdt_class: Option<String>,
+    /// The class of cache and memory bandwidth, where one is used.
+    pub intel_rdt: Option<IntelRdt>,
+    /// Network interfaces of the host that are moved into the container: name outside to name
+    /// inside. The network namespace must not be the host's.
+    pub net_devices: BTreeMap<String, String>,
     /// What is known about the node.
     pub host: Host,
 }
@@ -301,13 +304,30 @@ pub struct Resources {
     pub blkio_weight: Option<u16>,
 }
 
-/// Whether a device is of characters, of blocks, or any.
+/// A class of cache and memory bandwidth, in the terms of resctrl. What is empty is not written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IntelRdt {
+    /// The class's name.
+    pub class: String,
+    /// The schema of the third cache.
+    pub l3_cache_schema: String,
+    /// The schema of memory bandwidth.
+    pub mem_bw_schema: String,
+    /// Lines of `schemata` (runtime specification 1.3).
+    pub schemata: Vec<String>,
+    /// Whether the container gets a monitoring group (runtime specification 1.3).
+    pub enable_monitoring: bool,
+}
+
+/// Whether a device is of characters, of blocks, a pipe, or any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviceKind {
     /// `c`
     Char,
     /// `b`
     Block,
+    /// `p`; has no numbers, and no rules: it is not for the device cgroup.
+    Fifo,
     /// `a`; only in rules.
     All,
 }
@@ -344,7 +364,7 @@ pub struct DeviceInput {
     pub uid: u32,
     /// Group.
     pub gid: u32,
-    /// `r`, `w`, `m`: what the device cgroup allows.
+    /// `r`, `w`, `m`: what the device cgroup allows; empty makes no rule.
     pub access: String,
 }
 

@@ -4,13 +4,14 @@
 use crate::canonical::canonical;
 use crate::devices;
 use crate::error::{Error, Result};
-use crate::input::{Namespaces, Ns, ProcessInput, Resources, SpecInput};
+use crate::input::{IntelRdt, Namespaces, Ns, ProcessInput, Resources, SpecInput};
 use crate::mounts::{self, mappings};
 use crate::process::{self, no_nul};
 use crate::seccomp;
 use oci_spec::runtime::{
     Hooks, Linux, LinuxBlockIoBuilder, LinuxCpu, LinuxHugepageLimit, LinuxIntelRdt, LinuxMemory,
-    LinuxNamespace, LinuxNamespaceType, LinuxPids, LinuxResources, Root, Spec,
+    LinuxNamespace, LinuxNamespaceType, LinuxNetDevice, LinuxNetDeviceBuilder, LinuxPids,
+    LinuxResources, Root, Spec,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -88,11 +89,8 @@ pub fn build(input: &SpecInput) -> Result<Vec<u8>> {
         .set_masked_paths(paths(input, input.masked_paths.as_deref(), &DEFAULT_MASKED_PATHS))
         .set_readonly_paths(paths(input, input.readonly_paths.as_deref(), &DEFAULT_READONLY_PATHS))
         .set_mount_label(input.mount_label.clone().filter(|l| !l.is_empty()))
-        .set_intel_rdt(input.intel_rdt_class.as_deref().filter(|c| !c.is_empty()).map(|class| {
-            let mut rdt = LinuxIntelRdt::default();
-            rdt.set_clos_id(Some(class.to_owned()));
-            rdt
-        }));
+        .set_net_devices(net_devices(input)?)
+        .set_intel_rdt(input.intel_rdt.as_ref().map(intel_rdt));
 
     let mut spec = Spec::default();
     spec.set_version(SPEC_VERSION.to_owned())
@@ -109,6 +107,29 @@ pub fn build(input: &SpecInput) -> Result<Vec<u8>> {
 fn hooks(input: &SpecInput) -> Result<Option<Hooks>> {
     let parse = |hooks| serde_json::from_value(hooks).map_err(|source| Error::Json { source });
     input.hooks.clone().map(parse).transpose()
+}
+
+fn intel_rdt(input: &IntelRdt) -> LinuxIntelRdt {
+    let mut rdt = LinuxIntelRdt::default();
+    rdt.set_clos_id(non_empty(&input.class))
+        .set_l3_cache_schema(non_empty(&input.l3_cache_schema))
+        .set_mem_bw_schema(non_empty(&input.mem_bw_schema))
+        .set_schemata(Some(input.schemata.clone()).filter(|s| !s.is_empty()))
+        .set_enable_monitoring(Some(true).filter(|_| input.enable_monitoring));
+    rdt
+}
+
+fn net_devices(input: &SpecInput) -> Result<Option<HashMap<String, LinuxNetDevice>>> {
+    if let Some(name) = input.net_devices.keys().next()
+        && input.namespaces.network == Ns::Host
+    {
+        return Err(Error::NetDeviceOfHost { name: name.clone() });
+    }
+    let devices = input.net_devices.iter().map(|(host, name)| {
+        let device = LinuxNetDeviceBuilder::default().name(name.clone()).build()?;
+        Ok((host.clone(), device))
+    });
+    Ok(Some(devices.collect::<Result<HashMap<_, _>>>()?).filter(|d| !d.is_empty()))
 }
 
 fn check_hostname(input: &SpecInput) -> Result<()> {
