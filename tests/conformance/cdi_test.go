@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -138,4 +139,33 @@ func TestCDIDeviceThatIsNotThere(t *testing.T) {
 
 	late := cdiFile(t, "cdiVersion: 0.5.0\nkind: KIND\ndevices: [{name: d, containerEdits: {env: [A=b]}}]\n")
 	p.create(img, []string{"true"}, cdiDevices(late+"=d"))
+}
+
+func TestCDINetDevice(t *testing.T) {
+	ctx := spec(t)
+	name := unique("v")[:10]
+	ip := func(args ...string) error {
+		out, err := exec.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("ip %v: %w: %s", args, err, out)
+		}
+		return nil
+	}
+	ok(t, ip("link", "add", name+"a", "type", "veth", "peer", name+"b"), "veth")
+	// Where the one goes the other goes.
+	t.Cleanup(func() { ip("link", "del", name+"b") })
+	kind := cdiFile(t, "cdiVersion: 1.1.0\nkind: KIND\ndevices: [{name: d, containerEdits: "+
+		"{netDevices: [{hostInterfaceName: "+name+"a, name: card0}]}}]\n")
+	p := runPod(t, ctx)
+	k, err := p.tryCreate(p.config(image(t, "busybox:1"), []string{"sh", "-c", idle}, cdiDevices(kind+"=d")))
+	if handler() == "crun" {
+		// Debian's would leave it out in silence.
+		wantCode(t, err, "netDevices", codes.Unimplemented)
+		return
+	}
+	ok(t, err, "CreateContainer")
+	k.start()
+	if got := k.exec("ls /sys/class/net/card0/address"); got != "/sys/class/net/card0/address\n" {
+		t.Errorf("got %q", got)
+	}
 }

@@ -226,6 +226,7 @@ impl Node {
             rootfs: &rootfs,
             node: &self.config,
             cdi: &self.cdi,
+            features: self.features(handler),
             handler,
             host: oci::Host::current().map_err(spec_failed)?,
             hierarchy: &self.hierarchy,

@@ -43,6 +43,12 @@ pub(crate) struct Features {
     pub(crate) idmap: bool,
     /// Containers in a user namespace of their pod's own, with [`Features::idmap`].
     pub(crate) user_namespaces: bool,
+    /// Network interfaces that move into a container.
+    pub(crate) net_devices: bool,
+    /// Lines of resctrl's `schemata` for a class of cache and memory bandwidth.
+    pub(crate) rdt_schemata: bool,
+    /// Monitoring groups of resctrl.
+    pub(crate) rdt_monitoring: bool,
 }
 
 /// What the runtimes that were asked can do, by program.
@@ -109,7 +115,6 @@ impl Runtimes {
 
 impl Node {
     /// What the runtime of a handler can do. The first call for a program runs it.
-    #[allow(dead_code, reason = "the first who needs it takes this line away")]
     pub(crate) fn features(&self, handler: &RuntimeHandler) -> Arc<Features> {
         on_disk(|| self.runtimes.features(Path::new(&handler.runtime_path), LIMIT))
     }
@@ -149,6 +154,18 @@ struct Linux {
     namespaces: Option<Vec<String>>,
     #[serde(default)]
     mount_extensions: Option<Extensions>,
+    #[serde(default)]
+    net_devices: Option<Extension>,
+    #[serde(default)]
+    intel_rdt: Option<Rdt>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Rdt {
+    #[serde(default)]
+    schemata: Option<bool>,
+    #[serde(default)]
+    monitoring: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -180,11 +197,17 @@ impl Answer {
         let linux = self.linux.as_ref();
         let idmap = linux.and_then(|l| l.mount_extensions.as_ref()?.idmap.as_ref()?.enabled);
         let idmap = kernel.idmap && idmap.unwrap_or_default();
+        let devices = linux.and_then(|l| l.net_devices.as_ref()?.enabled);
+        let rdt = linux.and_then(|l| l.intel_rdt.as_ref());
         let user = has(linux.and_then(|l| l.namespaces.as_ref()), "user");
         Features {
             rro: kernel.rro && has(self.mount_options.as_ref(), "rro"),
             idmap,
             user_namespaces: kernel.user_namespaces && idmap && user,
+            net_devices: kernel.net_devices && devices.unwrap_or_default(),
+            rdt_schemata: kernel.rdt_schemata && rdt.and_then(|r| r.schemata).unwrap_or_default(),
+            rdt_monitoring: kernel.rdt_monitoring
+                && rdt.and_then(|r| r.monitoring).unwrap_or_default(),
         }
     }
 }
@@ -240,6 +263,10 @@ fn kernel() -> Features {
         rro: attributes,
         idmap: attributes,
         user_namespaces: release >= (5, 19) && spaces.trim().parse().is_ok_and(|n: u64| n > 0),
+        net_devices: true,
+        // Whether resctrl is mounted is for the runtime to find.
+        rdt_schemata: true,
+        rdt_monitoring: true,
     }
 }
 
@@ -254,12 +281,20 @@ fn version(release: &str) -> (u32, u32) {
 mod tests {
     use super::*;
 
-    const ALL: Features = Features { rro: true, idmap: true, user_namespaces: true };
+    const ALL: Features = Features {
+        rro: true,
+        idmap: true,
+        user_namespaces: true,
+        net_devices: true,
+        rdt_schemata: true,
+        rdt_monitoring: true,
+    };
 
     /// From runc 1.5.2, shortened.
     const RUNC: &str = r#"{"ociVersionMin": "1.0.0", "mountOptions": ["ro", "rro"],
         "linux": {"namespaces": ["cgroup", "user"], "capabilities": ["CAP_CHOWN"],
-        "mountExtensions": {"idmap": {"enabled": true}}, "intelRdt": {"enabled": true}}}"#;
+        "mountExtensions": {"idmap": {"enabled": true}}, "netDevices": {"enabled": true},
+        "intelRdt": {"enabled": true, "schemata": true, "monitoring": true}}}"#;
 
     /// Written by another process: a program that is open for writing cannot be run, and a test that
     /// forks meanwhile would hold it open.
@@ -287,6 +322,10 @@ mod tests {
             (
                 r#"{"linux": {"mountExtensions": {"idmap": {"enabled": true}}}}"#,
                 Features { idmap: true, ..Features::default() },
+            ),
+            (
+                r#"{"linux": {"netDevices": {"enabled": true}, "intelRdt": {"schemata": false}}}"#,
+                Features { net_devices: true, ..Features::default() },
             ),
             ("unknown command features", Features::default()),
             ("{}", Features::default()),

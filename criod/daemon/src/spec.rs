@@ -16,6 +16,7 @@ mod user;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use api_cri::v1::{ContainerConfig, LinuxContainerSecurityContext};
 use criod_config::{Config, RuntimeHandler};
@@ -33,6 +34,7 @@ use self::security::{apparmor, paths, seccomp};
 pub(crate) use self::signal::stop_signal;
 pub(crate) use self::user::user;
 use crate::error::{Error, Kind, Result};
+use crate::features::Features;
 use crate::record::PodRecord;
 
 /// What a container's spec is made from.
@@ -49,6 +51,7 @@ pub(crate) struct Request<'a> {
     pub(crate) rootfs: &'a Path,
     pub(crate) node: &'a Config,
     pub(crate) cdi: &'a ::cdi::Registry,
+    pub(crate) features: Arc<Features>,
     pub(crate) handler: &'a RuntimeHandler,
     pub(crate) host: oci::Host,
     pub(crate) hierarchy: &'a cgroup::Hierarchy,

@@ -9,7 +9,6 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use api_cri::v1::ContainerConfig;
 use nix::sys::stat::{major, minor};
@@ -67,26 +66,15 @@ impl Request<'_> {
 
     /// Older runtimes skip over fields that they do not know.
     fn check_runtime(&self, edits: &cdi::Edits) -> Result<(), Failed> {
-        let schemata = edits.intel_rdt.as_ref().is_some_and(|r| r.schemata.is_some());
-        let monitoring = edits.intel_rdt.as_ref().is_some_and(|r| r.enable_monitoring);
-        let asked = [
-            (!edits.net_devices.is_empty(), "netDevices", "/linux/netDevices/enabled"),
-            (schemata, "schemata", "/linux/intelRdt/schemata"),
-            (monitoring, "enableMonitoring", "/linux/intelRdt/monitoring"),
-        ];
-        if asked.iter().all(|(asked, ..)| !asked) {
-            return Ok(());
-        }
-        let program = &self.handler.runtime_path;
-        let features: serde_json::Value = Command::new(program)
-            .arg("features")
-            .output()
-            .ok()
-            .and_then(|output| serde_json::from_slice(&output.stdout).ok())
-            .unwrap_or_default();
-        for (asked, field, place) in asked {
-            let known = features.pointer(place).and_then(serde_json::Value::as_bool);
-            if asked && known != Some(true) {
+        let features = &self.features;
+        let rdt = edits.intel_rdt.as_ref();
+        for (asked, field, known) in [
+            (!edits.net_devices.is_empty(), "netDevices", features.net_devices),
+            (rdt.is_some_and(|r| r.schemata.is_some()), "schemata", features.rdt_schemata),
+            (rdt.is_some_and(|r| r.enable_monitoring), "enableMonitoring", features.rdt_monitoring),
+        ] {
+            if asked && !known {
+                let program = &self.handler.runtime_path;
                 return Err(Failed::Never(format!("{program} does not know {field}")));
             }
         }
