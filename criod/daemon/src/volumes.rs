@@ -105,6 +105,9 @@ fn check(mount: &Mount) -> Result<()> {
     if !mount.host_path.is_empty() {
         return refuse("image and host_path are both set");
     }
+    if !mount.readonly {
+        return refuse("readonly is not set, but images can only be read");
+    }
     if mount.propagation == MountPropagation::PropagationBidirectional as i32 {
         return refuse("propagation: mounts cannot spread out of an image");
     }
@@ -157,12 +160,13 @@ mod tests {
     fn what_an_image_cannot_do() {
         let of = |change: fn(&mut Mount)| {
             let image = api_cri::v1::ImageSpec { image: "i".into(), ..Default::default() };
-            let mut mount = Mount { image: Some(image), ..Default::default() };
+            let mut mount = Mount { image: Some(image), readonly: true, ..Default::default() };
             change(&mut mount);
             check(&mount).and_then(|()| options(&mount)).is_ok()
         };
         assert!(of(|_| ()));
         assert!(of(|m| m.recursive_read_only = true));
+        assert!(!of(|m| m.readonly = false));
         assert!(!of(|m| m.host_path = "/".into()));
         assert!(!of(|m| m.propagation = MountPropagation::PropagationBidirectional as i32));
     }
