@@ -240,7 +240,8 @@ impl Node {
             run: &self.paths.container_run(id),
             infra: record.infra,
             volumes: &volumes,
-            rro: false,
+            // Only who needs to know asks the runtime.
+            rro: config.mounts.iter().any(|m| m.recursive_read_only) && self.features(handler).rro,
         };
         let mut input = request.build(&user)?;
         if bare {
