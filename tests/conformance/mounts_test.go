@@ -1,12 +1,16 @@
 package conformance
 
 import (
+	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -199,5 +203,135 @@ func TestMountsOfTheNodeAreNotSeen(t *testing.T) {
 	}
 	if got := k.exec("ls /"); strings.Contains(got, "boot") || strings.Contains(got, "lib") {
 		t.Errorf("the root is the node's: %q", got)
+	}
+}
+
+// handlerFeatures is what the handler under test can do.
+func handlerFeatures(t *testing.T, ctx context.Context) *cri.RuntimeHandlerFeatures {
+	t.Helper()
+	answer := must[*cri.StatusResponse](t, "Status")(runtime.Status(ctx, false))
+	for _, h := range answer.RuntimeHandlers {
+		if h.Name == handler() {
+			return h.GetFeatures()
+		}
+	}
+	return nil
+}
+
+// withASubmount is a folder of the node with a mount below it.
+func withASubmount(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	ok(t, os.Mkdir(dir+"/below", 0o755), "mkdir")
+	ok(t, unix.Mount("tmpfs", dir+"/below", "tmpfs", 0, "size=64k"), "mount")
+	t.Cleanup(func() { unix.Unmount(dir+"/below", unix.MNT_DETACH) })
+	return dir
+}
+
+func TestMountReadonlyAndWhatLiesBelow(t *testing.T) {
+	ctx := spec(t)
+	p := runPod(t, ctx)
+	dir := withASubmount(t)
+	k := p.run(idle, mounts(&cri.Mount{HostPath: dir, ContainerPath: "/ro", Readonly: true}))
+	if got := k.exec("touch /ro/x 2>/dev/null || echo no; touch /ro/below/x && echo yes"); got != "no\nyes\n" {
+		t.Errorf("read-only without what is below: %q", got)
+	}
+	config := p.config(image(t, "busybox:1"), []string{"sh", "-c", idle}, mounts(
+		&cri.Mount{HostPath: dir, ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true}))
+	r, err := p.tryCreate(config)
+	if !handlerFeatures(t, ctx).GetRecursiveReadOnlyMounts() {
+		wantCode(t, err, "recursive_read_only without the feature", codes.Unimplemented)
+		return
+	}
+	ok(t, err, "CreateContainer")
+	r.start()
+	if got := r.exec("for f in /rro/y /rro/below/y; do touch $f 2>/dev/null && echo wrote $f; done; cat /rro/below/x && echo read"); got != "read\n" {
+		t.Errorf("read-only with all that is below: %q", got)
+	}
+}
+
+func TestMountsThatAreRefused(t *testing.T) {
+	ctx := spec(t)
+	p := runPod(t, ctx)
+	dir := t.TempDir()
+	ok(t, os.Symlink("loop", dir+"/loop"), "symlink")
+	writeFile(t, dir+"/file", "")
+	for what, m := range map[string]*cri.Mount{
+		"over the root":       {HostPath: dir, ContainerPath: "/"},
+		"over the root, long": {HostPath: dir, ContainerPath: "/a/../."},
+		"nowhere":             {HostPath: dir},
+		"relative host path":  {HostPath: "tmp", ContainerPath: "/mnt"},
+		"no host path":        {ContainerPath: "/mnt"},
+		"NUL":                 {HostPath: dir + "\x00", ContainerPath: "/mnt"},
+		"NUL inside":          {HostPath: dir, ContainerPath: "/mnt\x00"},
+		"propagation":         {HostPath: dir, ContainerPath: "/mnt", Propagation: 7},
+		"rro and writable":    {HostPath: dir, ContainerPath: "/mnt", RecursiveReadOnly: true},
+		"rro, slave":          {HostPath: dir, ContainerPath: "/mnt", RecursiveReadOnly: true, Readonly: true, Propagation: 1},
+		"rro, shared":         {HostPath: dir, ContainerPath: "/mnt", RecursiveReadOnly: true, Readonly: true, Propagation: 2},
+		"an unknown option":   {HostPath: dir, ContainerPath: "/mnt", MountOptions: []string{"noexec", "rshared"}},
+	} {
+		_, err := p.tryCreate(p.config(image(t, "busybox:1"), []string{"true"}, mounts(m)))
+		wantInvalid(t, err, what)
+	}
+	for what, path := range map[string]string{"a loop": dir + "/loop", "below a file": dir + "/file/x"} {
+		_, err := p.tryCreate(p.config(image(t, "busybox:1"), []string{"true"}, mounts(&cri.Mount{HostPath: path, ContainerPath: "/mnt"})))
+		wantCode(t, err, what, codes.FailedPrecondition)
+		if !strings.Contains(status.Convert(err).Message(), path) {
+			t.Errorf("%s is not named: %v", path, err)
+		}
+	}
+}
+
+func TestMountOptions(t *testing.T) {
+	ctx := spec(t)
+	p := runPod(t, ctx)
+	dir := t.TempDir()
+	ok(t, os.WriteFile(dir+"/program", []byte("#!/bin/sh\necho ran\n"), 0o755), "write")
+	k := p.run(idle, mounts(
+		&cri.Mount{HostPath: dir, ContainerPath: "/strict", MountOptions: []string{"noexec", "nodev", "nosuid"}},
+		&cri.Mount{HostPath: dir, ContainerPath: "/plain"},
+	))
+	if got := k.exec("/plain/program; /strict/program 2>/dev/null || echo refused"); got != "ran\nrefused\n" {
+		t.Errorf("got %q", got)
+	}
+	for _, line := range strings.Split(k.exec("cat /proc/self/mountinfo"), "\n") {
+		if fields := strings.Fields(line); len(fields) > 5 && fields[4] == "/strict" {
+			for _, option := range []string{"noexec", "nodev", "nosuid"} {
+				if !strings.Contains(fields[5], option) {
+					t.Errorf("no %s in %q", option, fields[5])
+				}
+			}
+		}
+	}
+}
+
+// A socket or a device of the node is a file like any other.
+func TestMountOfASocketAndADevice(t *testing.T) {
+	ctx := spec(t)
+	p := runPod(t, ctx)
+	dir := t.TempDir()
+	listener := must[net.Listener](t, "listen")(net.Listen("unix", dir+"/s"))
+	t.Cleanup(func() { listener.Close() })
+	k := p.run(idle, mounts(
+		&cri.Mount{HostPath: dir + "/s", ContainerPath: "/run/node.sock"},
+		&cri.Mount{HostPath: "/dev/null", ContainerPath: "/nothing"},
+	))
+	if got := k.exec("test -S /run/node.sock && test -c /nothing && echo x > /nothing && echo both"); got != "both\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A link of the image at the place of a mount leads nowhere else than inside the container.
+func TestMountThroughALinkOfTheImage(t *testing.T) {
+	ctx := spec(t)
+	p := runPod(t, ctx)
+	dir := t.TempDir()
+	writeFile(t, dir+"/file", "mounted\n")
+	k := p.run(idle, func(c *cri.ContainerConfig) {
+		c.Image = &cri.ImageSpec{Image: image(t, "declares:1")}
+		c.Mounts = []*cri.Mount{{HostPath: dir, ContainerPath: "/out/mnt"}}
+	})
+	if got := k.exec("cat /tmp/criod-declared/mnt/file"); got != "mounted\n" || exists("/tmp/criod-declared") {
+		t.Errorf("got %q", got)
 	}
 }

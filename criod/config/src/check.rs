@@ -63,6 +63,9 @@ pub(crate) fn values(loaded: &mut Loaded) -> Result<(), Error> {
     if config.log_size_max >= 0 && config.log_size_max < LEAST_LOG {
         return refuse("crio.runtime.log_size_max", "expected at least 8192, or -1 for no limit");
     }
+    if !config.bind_mount_prefix.is_empty() && !config.bind_mount_prefix.starts_with('/') {
+        return refuse("crio.runtime.bind_mount_prefix", "expected an absolute path");
+    }
     if config.root == config.runroot {
         return refuse("crio.runroot", "expected a folder other than crio.root");
     }

@@ -127,7 +127,7 @@ keyed! {
         /// Limits of the processes in containers, such as "nofile=1024:2048"; -1 is unlimited.
         default_ulimits: Vec<Ulimit> = Vec::new();
         /// Whether the root is changed by a move instead of pivot_root, for a root on a ramdisk.
-        no_pivot: bool = false => accepted();
+        no_pivot: bool = false;
         /// The folder of private keys for encrypted images.
         decryption_keys_path: Option<PathBuf> = path("/etc/crio/keys/") => no_env().accepted();
         /// More folders of artifacts, only read, that are looked into first.
@@ -178,20 +178,19 @@ keyed! {
         allowed_devices: Vec<DeviceSpec> = ["/dev/fuse", "/dev/net/tun"]
             .into_iter()
             .map(|d| DeviceSpec { host: d.into(), inside: d.into(), permissions: "rwm".into() })
-            .collect()
-            => accepted();
+            .collect();
         /// Devices of every container, such as "/dev/fuse:/dev/fuse:rwm".
-        additional_devices: Vec<DeviceSpec> = Vec::new() => accepted();
+        additional_devices: Vec<DeviceSpec> = Vec::new();
         /// Folders of CDI device descriptions; later ones win.
         cdi_spec_dirs: Vec<PathBuf> = vec!["/etc/cdi".into(), "/var/run/cdi".into()];
         /// Whether devices belong to the user and group that the container runs as.
-        device_ownership_from_security_context: bool = false => no_env().accepted();
+        device_ownership_from_security_context: bool = false => no_env();
         /// Folders of OCI hooks.
         hooks_dir: Vec<PathBuf> = vec!["/usr/share/containers/oci/hooks.d".into()] => accepted();
-        /// Mounts of every container, "/SRC:/DST".
-        default_mounts: Vec<String> = Vec::new() => accepted();
-        /// A file of such lines.
-        default_mounts_file: Option<PathBuf> = None => accepted();
+        /// Folders and files that every container gets a copy of, "/SRC:/DST".
+        default_mounts: Vec<String> = Vec::new();
+        /// A file of such lines; empty is /etc/containers/mounts.conf, else the one below /usr/share.
+        default_mounts_file: Option<PathBuf> = None;
         /// The most processes in a container; -1 is unlimited. The kubelet's pod limit is better.
         pids_limit: i64 = -1 => accepted();
         /// The greatest log of a container in bytes; -1 is unlimited. The kubelet rotates logs.
@@ -207,7 +206,7 @@ keyed! {
         /// Where a monitor leaves its sockets. criod keeps them below runroot.
         container_attach_socket_dir: Option<PathBuf> = path("/var/run/crio") => accepted();
         /// What is put before every mount's source, where the daemon runs in a container.
-        bind_mount_prefix: String = String::new() => accepted();
+        bind_mount_prefix: String = String::new();
         /// Whether all containers' root file systems are read-only.
         read_only: bool = false => accepted();
         /// User ids of one user namespace for all containers. Pods ask for their own.
@@ -231,7 +230,7 @@ keyed! {
         /// A program that pins namespaces. criod needs none.
         pinns_path: String = String::new() => accepted();
         /// Sources of mounts that are an error where they are missing.
-        absent_mount_sources_to_reject: Vec<String> = Vec::new() => accepted();
+        absent_mount_sources_to_reject: Vec<String> = Vec::new();
         /// Whether checkpoints are possible; container_level_enabled says more.
         enable_criu_support: bool = true => accepted();
         /// Whether events of containers are sent to the kubelet.
@@ -242,7 +241,7 @@ keyed! {
         disable_hostport_mapping: bool = false => env(&["DISABLE_HOSTPORT_MAPPING"]);
         /// The time zone of containers: a name, or "Local" for the node's.
         timezone: String = String::new()
-            => alias("tz").env(&["CONTAINER_TIME_ZONE"]).accepted();
+            => alias("tz").env(&["CONTAINER_TIME_ZONE"]);
 
         ["crio.checkpoint_restore"]
         /// What is possible: none, checkpoint_only or checkpoint_restore.
@@ -271,7 +270,7 @@ keyed! {
         /// Registries without TLS. It has no effect: say so in registries.conf.
         insecure_registries: Vec<String> = Vec::new() => flag(&["insecure-registry"]).accepted();
         /// What becomes of volumes that an image declares: mkdir, bind or ignore.
-        image_volumes: ImageVolumes = ImageVolumes::Mkdir => accepted();
+        image_volumes: ImageVolumes = ImageVolumes::Mkdir;
         /// The folder for large files while they are downloaded.
         big_files_temporary_dir: Option<PathBuf> = None => accepted();
         /// Whether registries.conf is read again when it changes.

@@ -27,7 +27,7 @@ keyed! {
         /// Whether privileged containers are not given the host's devices.
         privileged_without_host_devices: bool = false;
         /// Annotations that pods of this handler may set; a prefix is enough.
-        allowed_annotations: Vec<String> = Vec::new() => accepted();
+        allowed_annotations: Vec<String> = Vec::new();
         /// The program that watches a container. criod has its own.
         monitor_path: String = String::new() => accepted();
         /// The cgroup of that program: a slice, or "pod" for the pod's own.
@@ -59,9 +59,12 @@ keyed! {
 }
 
 impl RuntimeHandler {
-    /// A handler for the program at `path`.
+    /// A handler for the program at `path`, as it is where nobody configures it: its pods may ask
+    /// for the devices of `allowed_devices`.
     pub fn at(path: &str) -> Self {
-        RuntimeHandler { runtime_path: path.to_owned(), ..Default::default() }
+        let allowed_annotations =
+            ["devices.crio.io", "io.kubernetes.cri-o.Devices"].map(str::to_owned).to_vec();
+        RuntimeHandler { runtime_path: path.to_owned(), allowed_annotations, ..Default::default() }
     }
 
     /// The least memory limit in bytes that a container may have.

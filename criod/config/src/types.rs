@@ -176,6 +176,14 @@ impl Text for ByteSize {
     }
 }
 
+impl std::str::FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::from_text(text)
+    }
+}
+
 /// A duration in Go's spelling: `30s`, `1m30s`, `1.5h`, `250ms`; in files `""` is the default.
 impl Text for Duration {
     const WHAT: &'static str = "a duration such as \"30s\" or \"1m30s\"";
@@ -494,6 +502,14 @@ impl Text for DeviceSpec {
     }
     fn to_text(&self) -> String {
         format!("{}:{}:{}", self.host, self.inside, self.permissions)
+    }
+}
+
+impl std::str::FromStr for DeviceSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::from_text(text)
     }
 }
 

@@ -90,6 +90,7 @@ impl Node {
             layers: image.layers.iter().map(ToString::to_string).collect(),
             log_path,
             stop_signal: spec::stop_signal(&config, &image.config.config)?,
+            volumes: self.image_volumes(&config)?,
             ..ContainerRecord::new(id, &pod.id, config, self.new_time(), &self.boot_id)
         };
         self.make(&pod, record, &image.config.config, image.layers).await.map(|c| c.id.clone())
@@ -193,6 +194,10 @@ impl Node {
             .config
             .handler(&pod.handler)
             .ok_or_else(|| Error::invalid(format!("no runtime handler {:?}", pod.handler)))?;
+        let layers_failed = |source| {
+            Error::from(Kind::Storage { id: id.clone(), action: "hold its layers", source })
+        };
+        self.store.hold(id, &record.all_layers()).map_err(layers_failed)?;
         let bundle = self.paths.bundle(id);
         std::fs::create_dir_all(&bundle).map_err(Error::file("create", &bundle))?;
         let bare = record.infra && layers.is_empty();
@@ -204,6 +209,7 @@ impl Node {
             self.mount_root(id, layers)?
         };
         let user = spec::user(config, image, &rootfs)?;
+        let volumes = self.mount_volumes(&record)?;
         let target_pid = match spec::target(config) {
             Some(target) => {
                 let target = self.container(&target)?.record.get();
@@ -232,6 +238,12 @@ impl Node {
             hierarchy: &self.hierarchy,
             cgroup: &record.cgroup,
             target_pid,
+            dir: container.record.dir(),
+            run: &self.paths.container_run(id),
+            infra: record.infra,
+            volumes: &volumes,
+            // Only who needs to know asks the runtime.
+            rro: config.mounts.iter().any(|m| m.recursive_read_only) && self.features(handler).rro,
         };
         let mut input = request.build(&user)?;
         if bare {
@@ -251,6 +263,9 @@ impl Node {
                     source,
                 },
             )?;
+        }
+        if !record.infra {
+            crate::files::set_timezone(id, &self.config.timezone, &rootfs)?;
         }
         let bytes = oci::build(&input).map_err(spec_failed)?;
         let path = bundle.join("config.json");
@@ -312,6 +327,12 @@ impl Node {
             direct_signal: ["runc", "crun", "youki"].contains(&program),
             create_timeout_ms: seconds.saturating_mul(1000),
             no_sync_log: handler.no_sync_log,
+            create_args: self
+                .config
+                .no_pivot
+                .then(|| "--no-pivot".to_owned())
+                .into_iter()
+                .collect(),
             env: std::env::vars()
                 .filter(|(k, _)| k == "PATH" || k == "XDG_RUNTIME_DIR")
                 .map(|(k, v)| format!("{k}={v}"))
@@ -330,7 +351,6 @@ impl Node {
             |action| move |source| Error::from(Kind::Storage { id: id.to_owned(), action, source });
         let dir = self.paths.rootfs(id);
         std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
-        self.store.hold(id, layers).map_err(failed("hold its layers"))?;
         // Without `volatile` each unmount would write out everything that the disk has pending. A
         // power loss ends the container in any case. Kernels before 5.10 do not know it.
         let mount = |extra: &[&str]| {

@@ -70,6 +70,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         let driver = &config.storage_driver;
         return Err(Error::unsupported(format!("storage_driver {driver:?} is not supported yet")));
     }
+    crate::files::check(&config)?;
     let paths = Paths { root: config.root.clone(), run: config.runroot.clone() };
     for dir in
         [paths.pods(), paths.containers(), paths.run.join("containers"), paths.run.join("ns")]

@@ -59,6 +59,9 @@ pub(crate) enum Kind {
     Storage { id: String, action: &'static str, source: storage::Error },
     #[error("image {image:?}")]
     Image { image: String, source: Arc<criod_images::Error> },
+    /// The kubelet knows it by its first word.
+    #[error("ImageVolumeMountFailed: mount {at:?}")]
+    ImageVolume { at: String, source: Error },
     #[error("spec of container {id}")]
     Spec { id: String, source: oci::Error },
     #[error("cgroup {name}")]
@@ -168,7 +171,8 @@ impl Error {
             }
             Kind::Monitor { .. } => Code::Unavailable,
             Kind::Runtime(_) | Kind::Network { .. } | Kind::HostPorts { .. } => Code::Unknown,
-            Kind::Image { .. } => Code::Unknown,
+            Kind::Image { source, .. } => criod_images::status_of(source).code(),
+            Kind::ImageVolume { source, .. } => source.code(),
             Kind::File { .. }
             | Kind::System { .. }
             | Kind::Namespaces { .. }

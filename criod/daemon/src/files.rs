@@ -3,6 +3,9 @@
 //! They lie in the pod's folder below runroot and are bound into its containers, unless a
 //! container brings mounts of its own at these places (the kubelet brings /etc/hosts).
 
+mod default_mounts;
+mod timezone;
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -10,6 +13,8 @@ use std::path::Path;
 use api_cri::v1::DnsConfig;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+pub(crate) use self::default_mounts::default_mounts;
+pub(crate) use self::timezone::set_timezone;
 use crate::error::{Error, Result};
 
 /// Where in a container a file of the pod goes.
@@ -20,6 +25,13 @@ pub(crate) const FILES: [(&str, &str); 3] =
 const FILES_SIZE: u64 = 1 << 20;
 /// Size of a pod's /dev/shm in bytes, as other runtimes have it.
 const SHM_SIZE: u64 = 64 << 20;
+
+/// What of the configuration cannot work is said at the start, not by every container.
+pub(crate) fn check(config: &criod_config::Config) -> Result<()> {
+    timezone::zone(&config.timezone)?;
+    default_mounts::pairs(config)?;
+    Ok(())
+}
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(Error::file("write", path))
@@ -74,14 +86,14 @@ pub(crate) fn hosts(dir: &Path, host_network: bool, hostname: &str, ips: &[IpAdd
     write(&dir.join("hosts"), &text)
 }
 
-/// Mounts the pod's /dev/shm, if it is not mounted.
-pub(crate) fn mount_shm(dir: &Path) -> Result<()> {
+/// Mounts the pod's /dev/shm, of this size in bytes or of the usual one, if it is not mounted.
+pub(crate) fn mount_shm(dir: &Path, size: Option<u64>) -> Result<()> {
     let shm = dir.join("shm");
     fs::create_dir_all(&shm).map_err(Error::file("create", &shm))?;
     if mounted(&shm) {
         return Ok(());
     }
-    mount_tmpfs(&shm, MsFlags::MS_NOEXEC, &format!("mode=1777,size={SHM_SIZE}"))
+    mount_tmpfs(&shm, MsFlags::MS_NOEXEC, &format!("mode=1777,size={}", size.unwrap_or(SHM_SIZE)))
 }
 
 fn mount_tmpfs(at: &Path, more: MsFlags, options: &str) -> Result<()> {
@@ -136,8 +148,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let pod = dir.path().join("pod");
         prepare(&pod, "h", None).unwrap();
-        mount_shm(&pod).unwrap();
-        mount_shm(&pod).unwrap();
+        mount_shm(&pod, None).unwrap();
+        mount_shm(&pod, None).unwrap();
         assert!(mounted(&pod.join("shm")));
         remove(&pod).unwrap();
         remove(&pod).unwrap();

@@ -230,6 +230,7 @@ impl Node {
         root.unmount().map_err(gone("unmount its root"))?;
         root.remove().map_err(gone("remove its root"))?;
         let run = self.paths.container_run(id);
+        crate::volumes::unmount(&run)?;
         let sealed = seal(&run);
         if sealed.is_none() && run.exists() {
             let text = format!("container {id}: its monitor does not end");

@@ -18,6 +18,7 @@
 //! | `spec`       | from a request to a runtime's spec                                         |
 //! | `features`   | what runtimes and kernel can do together                                   |
 //! | `files`      | what a pod's containers find in /etc and /dev/shm                          |
+//! | `volumes`    | images mounted into containers of others, volumes that images declare      |
 //! | `network`    | CNI and host ports                                                         |
 //! | `stats`      | what containers use                                                        |
 //! | `record`     | what is on disk of pods and containers                                     |
@@ -47,6 +48,7 @@ mod server;
 mod spec;
 mod stats;
 mod streaming;
+mod volumes;
 
 use std::io::Write;
 use std::process::ExitCode;

@@ -176,10 +176,14 @@ impl Node {
         let pinned = {
             let (dir, hostname, dns) = (dir.clone(), hostname.clone(), config.dns_config.clone());
             let (id, own_ipc) = (pod.id.clone(), kinds.contains(&NsKind::Ipc));
+            let shm_size = match self.config.handler(&record.handler) {
+                Some((_, handler)) => spec::shm_size(&record, handler)?,
+                None => None,
+            };
             blocking(move || {
                 files::prepare(&dir, &hostname, dns.as_ref())?;
                 if own_ipc {
-                    files::mount_shm(&dir)?;
+                    files::mount_shm(&dir, shm_size)?;
                 }
                 let hostname = kinds.contains(&NsKind::Uts).then_some(hostname.as_str());
                 let request = namespace::Request { kinds: &kinds, hostname, sysctls: &sysctls };

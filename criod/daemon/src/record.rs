@@ -138,6 +138,19 @@ pub(crate) struct ContainerRecord {
     /// It is the pod's own process and is not listed.
     #[serde(default)]
     pub(crate) infra: bool,
+    /// Images whose files are mounted into it.
+    #[serde(default)]
+    pub(crate) volumes: Vec<ImageVolume>,
+}
+
+/// An image that is a volume of a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ImageVolume {
+    /// The number of the request's mount.
+    pub(crate) mount: usize,
+    pub(crate) image_id: String,
+    /// The image's layers, lowest first.
+    pub(crate) layers: Vec<String>,
 }
 
 impl ContainerRecord {
@@ -172,7 +185,14 @@ impl ContainerRecord {
             gid: 0,
             groups: Vec::new(),
             infra: false,
+            volumes: Vec::new(),
         }
+    }
+
+    /// The layers of its own image and of its image volumes.
+    pub(crate) fn all_layers(&self) -> Vec<storage::Digest> {
+        let volumes = self.volumes.iter().flat_map(|v| &v.layers);
+        self.layers.iter().chain(volumes).filter_map(|l| l.parse().ok()).collect()
     }
 }
 

@@ -107,9 +107,7 @@ fn forget_output(run: &Path) {
 
 /// The layers of a container stay as long as it does.
 fn hold(node: &Node, record: &ContainerRecord) {
-    let layers: Vec<storage::Digest> =
-        record.layers.iter().filter_map(|l| l.parse().ok()).collect();
-    if let Err(e) = node.store.hold(&record.id, &layers) {
+    if let Err(e) = node.store.hold(&record.id, &record.all_layers()) {
         warn!(container = record.id, "its layers: {e}");
     }
 }
@@ -228,7 +226,9 @@ async fn orphans(node: &Arc<Node>) {
         let known = node.container(&name).is_ok() || node.paths.container(&name).exists();
         if !known && !crate::monitor::lives(&node.paths.container_run(&name)) {
             let dir = node.paths.container_run(&name);
-            if let Err(e) = fs::remove_dir_all(&dir).map_err(Error::file("remove", &dir)) {
+            let gone = crate::volumes::unmount(&dir)
+                .and_then(|()| fs::remove_dir_all(&dir).map_err(Error::file("remove", &dir)));
+            if let Err(e) = gone {
                 warn!("{}", e.chain());
             }
         }

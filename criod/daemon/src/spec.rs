@@ -3,6 +3,7 @@
 //! What a request asks for and criod cannot give is refused here with an error that names the
 //! field; nothing is dropped in silence.
 
+mod annotations;
 mod cdi;
 mod command;
 mod devices;
@@ -25,10 +26,12 @@ use oci::SpecInput;
 use oci::users::ResolvedUser;
 use registry::image::ContainerDefaults;
 
+pub(crate) use self::annotations::shm_size;
 pub(crate) use self::command::{args, hostname};
 pub(crate) use self::namespaces::{
     host_network, mode, pod_modes, shares_pid, target, wants_shared_pid,
 };
+pub(crate) use self::paths::clean;
 use self::resources::resources;
 use self::security::{apparmor, paths, seccomp};
 pub(crate) use self::signal::stop_signal;
@@ -58,6 +61,16 @@ pub(crate) struct Request<'a> {
     pub(crate) cgroup: &'a str,
     /// Pid of the process whose pid namespace a TARGET container joins.
     pub(crate) target_pid: Option<i32>,
+    /// The folder of the container's record.
+    pub(crate) dir: &'a Path,
+    /// The container's folder below runroot.
+    pub(crate) run: &'a Path,
+    /// It is the pod's own process.
+    pub(crate) infra: bool,
+    /// Where its image volumes are mounted.
+    pub(crate) volumes: &'a crate::volumes::Sources,
+    /// Whether kernel and runtime can make mounts recursively read-only.
+    pub(crate) rro: bool,
 }
 
 fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
@@ -77,7 +90,7 @@ impl Request<'_> {
         let mut input = SpecInput {
             rootfs: self.rootfs.to_owned(),
             readonly_rootfs: security.readonly_rootfs,
-            mounts: self.mounts()?,
+            mounts: self.mounts(user)?,
             namespaces: self.namespaces(&security)?,
             cgroups_path: self.cgroup.to_owned(),
             resources: resources(self.config, self.handler)?,
@@ -89,12 +102,7 @@ impl Request<'_> {
             host: self.host,
             ..SpecInput::default()
         };
-        if privileged && !self.handler.privileged_without_host_devices {
-            input.devices = oci::host_devices(Path::new("/dev")).map_err(|e| self.spec_error(e))?;
-        }
-        for device in &self.config.devices {
-            self.add_devices(device, &mut input)?;
-        }
+        self.add_devices(privileged, &mut input)?;
         apparmor(&security)?;
         input.process = self.process(&security, user)?;
         self.add_cdi_devices(&mut input)?;

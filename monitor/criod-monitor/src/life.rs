@@ -225,6 +225,8 @@ impl Monitor {
         let pid_file_arg = pid_file.to_string_lossy().into_owned();
         let console_arg = console_for_runtime(&console, &bundle);
         let mut verb = vec!["create", "--bundle", &bundle, "--pid-file", &pid_file_arg];
+        let more = self.config.create_args.clone();
+        verb.extend(more.iter().map(String::as_str));
         // A runtime that was killed may have left either.
         for name in ["pid", ".pid"] {
             match std::fs::remove_file(self.dir.join(name)) {

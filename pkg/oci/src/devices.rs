@@ -163,14 +163,38 @@ fn from_metadata(meta: &fs::Metadata, path: &Path, access: &str) -> Option<Devic
 /// # Errors
 /// [`Error::Device`] if the folder itself, or one below it, cannot be read.
 pub fn host_devices(dev: &Path) -> Result<Vec<DeviceInput>> {
-    let mut found = Vec::new();
-    walk(dev, Path::new(""), 0, &mut found)?;
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok(found)
+    let walk = Walk { top: dev, inside: Path::new("/dev"), access: "rwm", skipped: &SKIPPED };
+    walk.all()
 }
 
-fn walk(dev: &Path, below: &Path, depth: usize, found: &mut Vec<DeviceInput>) -> Result<()> {
-    let folder = dev.join(below);
+/// All device nodes below a folder of the node, at the same places below `inside`, sorted by path.
+///
+/// Symbolic links are not followed; what is no device is left out.
+///
+/// # Errors
+/// [`Error::Device`] if the folder itself, or one below it, cannot be read.
+pub fn devices_below(folder: &Path, inside: &Path, access: &str) -> Result<Vec<DeviceInput>> {
+    Walk { top: folder, inside, access, skipped: &[] }.all()
+}
+
+struct Walk<'a> {
+    top: &'a Path,
+    inside: &'a Path,
+    access: &'a str,
+    skipped: &'a [&'a str],
+}
+
+impl Walk<'_> {
+    fn all(&self) -> Result<Vec<DeviceInput>> {
+        let mut found = Vec::new();
+        walk(self, Path::new(""), 0, &mut found)?;
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(found)
+    }
+}
+
+fn walk(of: &Walk<'_>, below: &Path, depth: usize, found: &mut Vec<DeviceInput>) -> Result<()> {
+    let folder = of.top.join(below);
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(e) if depth > 0 && e.kind() == ErrorKind::NotFound => return Ok(()),
@@ -179,17 +203,16 @@ fn walk(dev: &Path, below: &Path, depth: usize, found: &mut Vec<DeviceInput>) ->
     for entry in entries {
         let entry = entry.map_err(|source| Error::Device { path: folder.clone(), source })?;
         let relative = below.join(entry.file_name());
-        if SKIPPED.iter().any(|s| relative == Path::new(s)) {
+        if of.skipped.iter().any(|s| relative == Path::new(s)) {
             continue;
         }
         // Not followed: DirEntry::metadata is lstat.
         let Ok(meta) = entry.metadata() else { continue };
         if meta.is_dir() {
             if depth < MAX_DEPTH {
-                walk(dev, &relative, depth + 1, found)?;
+                walk(of, &relative, depth + 1, found)?;
             }
-        } else if let Some(device) = from_metadata(&meta, &Path::new("/dev").join(&relative), "rwm")
-        {
+        } else if let Some(device) = from_metadata(&meta, &of.inside.join(&relative), of.access) {
             found.push(device);
         }
     }
@@ -231,6 +254,23 @@ mod tests {
         for bad in ["/dev/pts", "/dev/console", "/dev/shm", "/dev/fd"] {
             assert!(!found.iter().any(|d| d.path.starts_with(bad)), "{bad}");
         }
+    }
+
+    #[test]
+    fn devices_of_a_folder_and_below() {
+        use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        for name in ["b", "a", "sub/c", "console"] {
+            let (mode, null) = (Mode::from_bits_truncate(0o600), makedev(1, 3));
+            mknod(&dir.path().join(name), SFlag::S_IFCHR, mode, null).unwrap();
+        }
+        symlink("a", dir.path().join("link")).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let found = devices_below(dir.path(), Path::new("/dev/x"), "r").unwrap();
+        let paths: Vec<_> = found.iter().map(|d| d.path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/dev/x/a", "/dev/x/b", "/dev/x/console", "/dev/x/sub/c"]);
+        assert!(found.iter().all(|d| d.access == "r" && (d.major, d.minor) == (1, 3)));
     }
 
     #[test]

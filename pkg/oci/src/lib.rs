@@ -29,7 +29,7 @@ pub mod users;
 
 pub use canonical::canonical;
 pub use caps::CapSet;
-pub use devices::{device, host_devices};
+pub use devices::{device, devices_below, host_devices};
 pub use error::{Error, Result};
 pub use input::*;
 pub use mounts::normalise;

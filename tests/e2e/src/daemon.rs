@@ -47,6 +47,8 @@ pub struct Options {
     pub images: Vec<&'static str>,
     /// More arguments of criod; `DIR` is the folder.
     pub args: Vec<&'static str>,
+    /// Environment of criod beside the test's own; `DIR` is the folder.
+    pub env: Vec<(&'static str, &'static str)>,
     /// With it the root is a tmpfs of this size in KiB.
     pub small_root: Option<u64>,
     /// With it there is no network configuration.
@@ -211,6 +213,7 @@ impl Criod {
         command.arg("--cni-plugin-dir").arg(format!("{},/usr/lib/cni", at("plugins").display()));
         let dir = self.dir.to_string_lossy();
         command.args(self.options.args.iter().map(|a| a.replace("DIR", &dir)));
+        command.envs(self.options.env.iter().map(|(k, v)| (k, v.replace("DIR", &dir))));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         command.process_group(0);
         command

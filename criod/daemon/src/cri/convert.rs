@@ -115,7 +115,7 @@ pub(super) fn container_status(record: &ContainerRecord) -> ContainerStatus {
         message: record.message.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.clone(),
+        mounts: mounts(record),
         log_path: record.log_path.to_string_lossy().into_owned(),
         resources: config
             .linux
@@ -132,6 +132,19 @@ pub(super) fn container_status(record: &ContainerRecord) -> ContainerStatus {
         }),
         stop_signal: signal(record.stop_signal),
     }
+}
+
+/// The mounts as they were asked for, and which images lie behind image volumes: the kubelet keeps
+/// an image whose id it finds here.
+fn mounts(record: &ContainerRecord) -> Vec<Mount> {
+    let mut mounts = record.config.0.mounts.clone();
+    for volume in &record.volumes {
+        if let Some(image) = mounts.get_mut(volume.mount).and_then(|m| m.image.as_mut()) {
+            image.image.clone_from(&volume.image_id);
+            image.image_ref.clone_from(&volume.image_id);
+        }
+    }
+    mounts
 }
 
 /// The CRI's number of a signal.
@@ -163,7 +176,8 @@ pub(crate) fn image_in_use(node: &Node, image: &str) -> Option<String> {
     }
     let uses = |c: &std::sync::Arc<crate::node::Container>| {
         let record = c.record.get();
-        (record.image_id == image && record.state != State::Removing).then(|| record.id.clone())
+        let used = record.image_id == image || record.volumes.iter().any(|v| v.image_id == image);
+        (used && record.state != State::Removing).then(|| record.id.clone())
     };
     node.all_containers().iter().find_map(uses)
 }

@@ -1,28 +1,29 @@
 //! What is mounted into a container: the pod's files, /dev/shm, and what the request names.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use api_cri::v1::{Mount, MountPropagation, NamespaceMode};
+use oci::users::ResolvedUser;
 use oci::{MountInput, MountKind, Propagation};
 
-use super::paths::{check_propagation, clean};
+use super::paths::{Spread, clean};
 use super::{Request, mode, pod_modes, security};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files;
+use crate::volumes::{self, Declared};
+
+/// What a request may ask of a mount beside its flags.
+const OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
 impl Request<'_> {
-    pub(super) fn mounts(&self) -> Result<Vec<MountInput>> {
+    /// Of two at the same place the later one stays: what the request names comes last.
+    pub(super) fn mounts(&self, user: &ResolvedUser) -> Result<Vec<MountInput>> {
         let mut mounts = Vec::new();
-        let taken: Vec<String> = self
-            .config
-            .mounts
-            .iter()
-            .map(|m| oci::normalise(&clean(&m.container_path)).map_err(|e| self.spec_error(e)))
-            .collect::<Result<_>>()?;
         for (name, destination) in files::FILES {
             let source = self.pod_dir.join(name);
-            if !taken.iter().any(|t| t == destination) && source.exists() {
+            if source.exists() {
                 let mut mount = bind(&source, destination);
                 mount.options = vec!["nosuid".into(), "nodev".into(), "noexec".into()];
                 mount.readonly = security(self.config).readonly_rootfs;
@@ -34,28 +35,35 @@ impl Request<'_> {
             _ => self.pod_dir.join("shm"),
         };
         mounts.push(bind(&shm, "/dev/shm"));
-        for mount in &self.config.mounts {
-            mounts.push(self.mount(mount)?);
+        if !self.infra {
+            mounts.extend(files::default_mounts(self.node, self.run)?);
+            mounts.extend(volumes::declare(&Declared {
+                id: self.id,
+                mode: self.node.image_volumes,
+                paths: &self.image.volumes,
+                rootfs: self.rootfs,
+                dir: self.dir,
+                uid: user.uid,
+                gid: user.gid,
+            })?);
+        }
+        for (number, mount) in self.config.mounts.iter().enumerate() {
+            mounts.push(self.mount(number, mount)?);
         }
         Ok(mounts)
     }
 
-    fn mount(&self, mount: &Mount) -> Result<MountInput> {
+    fn mount(&self, number: usize, mount: &Mount) -> Result<MountInput> {
         let at = &mount.container_path;
         let refuse = |why: &str| Err(Error::invalid(format!("mount {at:?}: {why}")));
         if at.is_empty() {
             return refuse("container_path is empty");
         }
-        if mount.image.as_ref().is_some_and(|i| !i.image.is_empty()) {
-            let text = format!("mount {at:?}: image volumes are not supported yet");
-            return Err(Error::unsupported(text));
+        if at.contains('\0') || mount.host_path.contains('\0') {
+            return refuse("a path holds a NUL byte");
         }
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            let text = format!("mount {at:?}: id-mapped mounts are not supported yet");
-            return Err(Error::unsupported(text));
-        }
-        if mount.host_path.is_empty() {
-            return refuse("host_path is empty");
+        if clean(at) == "/" {
+            return refuse("nothing can be mounted over the root of a container");
         }
         let propagation = match MountPropagation::try_from(mount.propagation) {
             Ok(MountPropagation::PropagationPrivate) => Propagation::Private,
@@ -70,30 +78,118 @@ impl Request<'_> {
             if propagation != Propagation::Private {
                 return refuse("recursive_read_only needs private propagation");
             }
-            let text = format!("mount {at:?}: recursive read-only is not supported yet");
+        }
+        let mut options = mount.mount_options.clone();
+        if let Some(other) = options.iter().find(|o| !OPTIONS.contains(&o.as_str())) {
+            return refuse(&format!("mount_options: {other:?} is not one of {OPTIONS:?}"));
+        }
+        if let Some(source) = self.volumes.get(&number) {
+            options.push("nodev".to_owned());
+            return Ok(MountInput { readonly: true, options, ..bind(source, &clean(at)) });
+        }
+        if !mount.image_sub_path.is_empty() {
+            return refuse("image_sub_path is set, but no image");
+        }
+        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+            let text = format!("mount {at:?}: id-mapped mounts are not supported yet");
             return Err(Error::unsupported(text));
         }
-        let source = Path::new(&mount.host_path);
-        if !source.is_absolute() {
+        if mount.recursive_read_only && !self.rro {
+            let text =
+                "recursive_read_only: the kernel (Linux 5.12) or the runtime has no such mounts";
+            return Err(Error::unsupported(format!("mount {at:?}: {text}")));
+        }
+        if mount.host_path.is_empty() {
+            return refuse("host_path is empty");
+        }
+        if !mount.host_path.starts_with('/') {
             return refuse("host_path is not absolute");
         }
-        let source = match fs::canonicalize(source) {
-            Ok(real) => real,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                fs::create_dir_all(source).map_err(Error::file("create", source))?;
-                fs::canonicalize(source).map_err(Error::file("resolve", source))?
-            }
-            Err(e) => return Err(Error::file("resolve", source)(e)),
+        let source = self.source(at, &mount.host_path)?;
+        let propagation = match (propagation, mount.recursive_read_only) {
+            (Propagation::Private, true) => propagation,
+            (Propagation::Private, false) => self.unless_ours(&source)?,
+            _ => match Spread::of(&source).and_then(|s| s.check(propagation)) {
+                Ok(()) => propagation,
+                Err(why) => return refuse(&format!("{}: {why}", source.display())),
+            },
         };
-        if let Err(why) = check_propagation(&source, propagation) {
-            return refuse(&format!("{}: {why}", source.display()));
-        }
         Ok(MountInput {
             readonly: mount.readonly,
+            recursive_readonly: mount.recursive_read_only,
             propagation,
-            options: mount.mount_options.clone(),
+            options,
             ..bind(&source, &clean(at))
         })
+    }
+
+    /// The propagation of a private mount. One that holds the folders of criod itself would keep
+    /// the roots and namespaces of containers alive that are long gone: it sees them go, where the
+    /// node's mounts can be passed on.
+    fn unless_ours(&self, source: &Path) -> Result<Propagation> {
+        let ours = [&self.node.root, &self.node.runroot];
+        if ours.into_iter().any(|dir| dir.starts_with(source))
+            && let Ok(spread) = Spread::of(source)
+            && spread.check(Propagation::HostToContainer).is_ok()
+        {
+            return Ok(Propagation::HostToContainer);
+        }
+        Ok(Propagation::Private)
+    }
+
+    /// Where a path of the request lies on the node, links resolved; a folder where nothing is.
+    fn source(&self, at: &str, host_path: &str) -> Result<PathBuf> {
+        let prefix = Path::new(&self.node.bind_mount_prefix);
+        let path = match prefix.as_os_str().is_empty() {
+            true => PathBuf::from(host_path),
+            false => prefix.join(host_path.trim_start_matches('/')),
+        };
+        let said = |e: io::Error| {
+            Error::precondition(format!("mount {at:?}: host_path {}: {e}", path.display()))
+        };
+        let source = match self.resolve(host_path) {
+            Ok(source) => source,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let rejected = &self.node.absent_mount_sources_to_reject;
+                let (own, whole) = (clean(host_path), clean(&path.to_string_lossy()));
+                if rejected.iter().any(|r| clean(r) == own || clean(r) == whole) {
+                    return Err(Error::precondition(format!(
+                        "mount {at:?}: host_path {} does not exist and is in \
+                         absent_mount_sources_to_reject",
+                        path.display()
+                    )));
+                }
+                self.make(host_path)?;
+                self.resolve(host_path).map_err(said)?
+            }
+            Err(e) => return Err(said(e)),
+        };
+        if source.to_str().is_none() {
+            return Err(said(io::Error::other("leads to a path that is not UTF-8")));
+        }
+        Ok(source)
+    }
+
+    fn resolve(&self, host_path: &str) -> io::Result<PathBuf> {
+        match self.node.bind_mount_prefix.as_str() {
+            "" => fs::canonicalize(host_path),
+            prefix => storage::resolve_in_root(Path::new(prefix), host_path).map_err(|e| match e {
+                storage::Error::InRoot { source, .. } => source,
+                other => io::Error::other(other.to_string()),
+            }),
+        }
+    }
+
+    fn make(&self, host_path: &str) -> Result<()> {
+        match self.node.bind_mount_prefix.as_str() {
+            "" => fs::create_dir_all(host_path).map_err(Error::file("create", host_path)),
+            prefix => storage::ensure_dir_in_root(Path::new(prefix), host_path, 0o755, 0, 0)
+                .map(drop)
+                .map_err(|source| {
+                    let action = "create a folder to mount";
+                    Kind::Storage { id: self.id.to_owned(), action, source }.into()
+                }),
+        }
     }
 }
 

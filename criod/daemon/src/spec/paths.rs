@@ -6,7 +6,7 @@ use std::path::Path;
 use oci::Propagation;
 
 /// A path of the container without `.`, `..` and doubled slashes, as text: nothing is resolved.
-pub(super) fn clean(path: &str) -> String {
+pub(crate) fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {
@@ -20,39 +20,50 @@ pub(super) fn clean(path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-/// Whether the mount that `source` lies on passes on what the propagation promises.
-pub(super) fn check_propagation(source: &Path, wanted: Propagation) -> Result<(), String> {
-    if wanted == Propagation::Private {
-        return Ok(());
-    }
-    let info = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
-    let (shared, slave) = propagation_of(&info, source);
-    match wanted {
-        Propagation::Bidirectional if !shared => Err("is not on a shared mount".into()),
-        Propagation::HostToContainer if !shared && !slave => {
-            Err("is not on a shared or slave mount".into())
-        }
-        _ => Ok(()),
-    }
+/// What the mount that a path lies on passes on of later mounts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Spread {
+    /// In both directions.
+    shared: bool,
+    /// It gets those of another.
+    slave: bool,
 }
 
-/// Whether the mount that holds a path is shared, and whether it is a slave of another.
-fn propagation_of(mountinfo: &str, path: &Path) -> (bool, bool) {
-    let mut best = (0, (false, false));
-    for line in mountinfo.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let (Some(point), Some(end)) = (fields.get(4), fields.iter().position(|f| *f == "-"))
-        else {
-            continue;
-        };
-        let point = unescape(point);
-        // Of mounts on top of each other the later one holds.
-        if path.starts_with(&point) && point.len() >= best.0 {
-            let has = |word: &str| fields[6..end].iter().any(|f| f.starts_with(word));
-            best = (point.len(), (has("shared:"), has("master:")));
+impl Spread {
+    /// What holds for a path of the node whose links are resolved.
+    pub(super) fn of(path: &Path) -> Result<Spread, String> {
+        let info = fs::read_to_string("/proc/self/mountinfo").map_err(|e| e.to_string())?;
+        Ok(Spread::read(&info, path))
+    }
+
+    fn read(mountinfo: &str, path: &Path) -> Spread {
+        let mut best = (0, Spread::default());
+        for line in mountinfo.lines() {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let (Some(point), Some(end)) = (fields.get(4), fields.iter().position(|f| *f == "-"))
+            else {
+                continue;
+            };
+            let point = unescape(point);
+            // Of mounts on top of each other the later one holds.
+            if path.starts_with(&point) && point.len() >= best.0 {
+                let has = |word: &str| fields.iter().take(end).skip(6).any(|f| f.starts_with(word));
+                best = (point.len(), Spread { shared: has("shared:"), slave: has("master:") });
+            }
+        }
+        best.1
+    }
+
+    /// Whether that is what a propagation promises.
+    pub(super) fn check(self, wanted: Propagation) -> Result<(), String> {
+        match wanted {
+            Propagation::Bidirectional if !self.shared => Err("is not on a shared mount".into()),
+            Propagation::HostToContainer if !self.shared && !self.slave => {
+                Err("is not on a shared or slave mount".into())
+            }
+            _ => Ok(()),
         }
     }
-    best.1
 }
 
 /// mountinfo writes space, tab, newline and backslash as three octal digits.
@@ -78,9 +89,17 @@ mod tests {
         let info = "1 0 8:1 / / rw shared:1 - ext4 /dev/a rw\n\
                     2 1 0:5 / /my\\040data rw - tmpfs t rw\n\
                     3 2 0:6 / /my\\040data/s rw master:7 - tmpfs t rw\n";
-        let of = |path: &str| propagation_of(info, Path::new(path));
-        assert_eq!(of("/etc"), (true, false));
-        assert_eq!(of("/my data/x"), (false, false));
-        assert_eq!(of("/my data/s/x"), (false, true));
+        let of = |path: &str| Spread::read(info, Path::new(path));
+        let (shared, slave) = (of("/etc"), of("/my data/s/x"));
+        assert_eq!(shared, Spread { shared: true, slave: false });
+        assert_eq!(of("/my data/x"), Spread::default());
+        assert_eq!(slave, Spread { shared: false, slave: true });
+        assert_eq!(Spread::read("1 0 8:1 / / - ext4\nodd\n", Path::new("/")), Spread::default());
+        for (spread, host, both) in [(shared, true, true), (slave, true, false)] {
+            assert_eq!(spread.check(Propagation::HostToContainer).is_ok(), host);
+            assert_eq!(spread.check(Propagation::Bidirectional).is_ok(), both);
+        }
+        assert!(Spread::default().check(Propagation::HostToContainer).is_err());
+        assert!(Spread::default().check(Propagation::Private).is_ok());
     }
 }

@@ -59,6 +59,7 @@ pub(super) fn add(b: &mut Builder) -> Result<()> {
         Form::Oci,
     );
 
+    volumes(b)?;
     packings(b)?;
     layered(b)?;
     index(b)?;
@@ -112,6 +113,49 @@ pub(super) fn add(b: &mut Builder) -> Result<()> {
         let config = json!({"Entrypoint": ["/pause"], "Labels": {"number": n.to_string()}});
         b.image(&names, "an image that one test pulls and removes", &[layer], &config, Form::Oci);
     }
+    Ok(())
+}
+
+/// For volumes: one that is mounted into others, one that declares its own.
+fn volumes(b: &mut Builder) -> Result<()> {
+    let files = b.gzip(&[
+        Entry::dir("data"),
+        Entry::file("data/file", "of the image\n"),
+        Entry::dir("data/sub"),
+        Entry::file("data/sub/deep", "deep\n").mode(0o644),
+        Entry::file("data/program", "#!/bin/sh\necho it runs\n").mode(0o755),
+        Entry::dir("etc"),
+        Entry::file("etc/hostname", "of the image\n"),
+        Entry::symlink("absolute", "/etc"),
+        Entry::symlink("climbs", "../../../../../../etc"),
+        Entry::symlink("node", "/proc/self/root/etc"),
+        Entry::symlink("loop", "loop"),
+        Entry::symlink("dangling", "nowhere"),
+        Entry::symlink("inside", "data/sub"),
+    ])?;
+    b.image(
+        &["test/files:1"],
+        "one layer of files without a program, and links that lead outside",
+        &[files],
+        &json!({}),
+        Form::Oci,
+    );
+    let own = b.gzip(&[
+        Entry::dir("there").mode(0o1777).owner(1000, 1001),
+        Entry::file("there/of-the-image", "x\n"),
+        Entry::symlink("out", "../../../../../../tmp/criod-declared"),
+    ])?;
+    b.image(
+        &["test/declares:1"],
+        "volumes in the config: new ones, one that is there, and places that are not an image's",
+        &[b.base.clone(), own],
+        &json!({
+            "Cmd": ["/bin/sh"], "Env": ["PATH=/bin"], "User": "1000:1001",
+            "Volumes": {"/new/data": {}, "/there": {}, "/out/x": {}, "/": {}, "/proc": {},
+                "/dev/null": {}, "/sys/fs": {}, "../../up": {}},
+        }),
+        Form::Oci,
+    );
     Ok(())
 }
 
