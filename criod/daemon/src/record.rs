@@ -77,6 +77,9 @@ pub(crate) struct PodRecord {
     /// A stop has been asked for and is to be finished.
     #[serde(default)]
     pub(crate) stopping: bool,
+    /// The SELinux labels, where the node has SELinux.
+    #[serde(default)]
+    pub(crate) selinux: Option<crate::confine::PodLabels>,
 }
 
 /// A host port that no CNI plugin serves.
@@ -263,6 +266,7 @@ mod tests {
             host_ports: Vec::new(),
             infra_pid: 0,
             stopping: false,
+            selinux: None,
         };
         save(&dir.path().join("a"), &record, true).unwrap();
         save(&dir.path().join("a"), &record, false).unwrap();

@@ -7,7 +7,7 @@ use api_cri::v1::{Mount, MountPropagation, NamespaceMode};
 use oci::{MountInput, MountKind, Propagation};
 
 use super::paths::{check_propagation, clean};
-use super::{Request, mode, pod_modes, security};
+use super::{Request, mode, pod_modes};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -25,7 +25,7 @@ impl Request<'_> {
             if !taken.iter().any(|t| t == destination) && source.exists() {
                 let mut mount = bind(&source, destination);
                 mount.options = vec!["nosuid".into(), "nodev".into(), "noexec".into()];
-                mount.readonly = security(self.config).readonly_rootfs;
+                mount.readonly = self.readonly_root();
                 mounts.push(mount);
             }
         }
@@ -88,6 +88,7 @@ impl Request<'_> {
         if let Err(why) = check_propagation(&source, propagation) {
             return refuse(&format!("{}: {why}", source.display()));
         }
+        self.relabel(mount.selinux_relabel, &source, at)?;
         Ok(MountInput {
             readonly: mount.readonly,
             propagation,
