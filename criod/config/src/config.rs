@@ -144,13 +144,14 @@ keyed! {
         min_injected_gomaxprocs: i64 = 0
             => env(&["CONTAINER_INJECT_GOMAXPROCS"]).accepted();
         /// Whether pods are kept apart by SELinux labels.
-        selinux: bool = false => accepted();
+        selinux: bool = false;
         /// The seccomp profile of containers that ask for the default; empty is the built-in one.
-        seccomp_profile: Option<PathBuf> = None => accepted();
+        seccomp_profile: Option<PathBuf> = None;
         /// The seccomp profile of privileged containers; empty is none.
-        privileged_seccomp_profile: Option<PathBuf> = None => accepted();
-        /// The AppArmor profile of containers that ask for the default.
-        apparmor_profile: String = "crio-default".to_owned() => accepted();
+        privileged_seccomp_profile: Option<PathBuf> = None;
+        /// The AppArmor profile of containers that ask for the default or for none: one that is loaded,
+        /// "unconfined", or crio-default, which criod brings and loads.
+        apparmor_profile: String = "crio-default".to_owned();
         /// The file that defines classes of block I/O.
         blockio_config_file: Option<PathBuf> = None => no_env().accepted();
         /// Whether that file is read again for every container.
@@ -207,8 +208,8 @@ keyed! {
         container_attach_socket_dir: Option<PathBuf> = path("/var/run/crio") => accepted();
         /// What is put before every mount's source, where the daemon runs in a container.
         bind_mount_prefix: String = String::new();
-        /// Whether all containers' root file systems are read-only.
-        read_only: bool = false => accepted();
+        /// Whether all containers' root file systems are read-only, with memory at /run, /tmp and /var/tmp.
+        read_only: bool = false;
         /// User ids of one user namespace for all containers. Pods ask for their own.
         uid_mappings: String = String::new() => accepted();
         /// Group ids of it.
@@ -236,7 +237,7 @@ keyed! {
         /// Whether events of containers are sent to the kubelet.
         enable_pod_events: bool = false => env(&["ENABLE_POD_EVENTS"]).accepted();
         /// Whether pods in the host's network are exempt from SELinux.
-        hostnetwork_disable_selinux: bool = true => accepted();
+        hostnetwork_disable_selinux: bool = true;
         /// Whether host ports are left to somebody else.
         disable_hostport_mapping: bool = false => env(&["DISABLE_HOSTPORT_MAPPING"]);
         /// The time zone of containers: a name, or "Local" for the node's.

@@ -51,8 +51,8 @@ keyed! {
         stream_websockets: bool = false => accepted();
         /// CPUs of executed commands: "first" is the first of the container's.
         exec_cpu_affinity: String = String::new() => accepted();
-        /// The seccomp profile of this handler's containers.
-        seccomp_profile: Option<PathBuf> = None => accepted();
+        /// The seccomp profile of this handler's containers that ask for the default.
+        seccomp_profile: Option<PathBuf> = None;
         /// Seconds that the runtime has to create a container; at least 30.
         container_create_timeout: i64 = 240;
     }

@@ -201,14 +201,20 @@ impl Node {
         let bundle = self.paths.bundle(id);
         std::fs::create_dir_all(&bundle).map_err(Error::file("create", &bundle))?;
         let bare = record.infra && layers.is_empty();
+        let args = spec::args(config, image)?;
+        let labels = spec::Labels::of(config, pod, &args, &self.config, handler, &self.confine)?;
         let rootfs = if bare {
             let rootfs = bundle.join("rootfs");
             std::fs::create_dir_all(&rootfs).map_err(Error::file("create", &rootfs))?;
+            spec::label_root(&rootfs, &labels)?;
             rootfs
         } else {
-            self.mount_root(id, layers)?
+            self.mount_root(id, layers, &labels.mount)?
         };
         let user = spec::user(config, image, &rootfs)?;
+        if !record.infra {
+            spec::name_user(config, image, &rootfs, &user)?;
+        }
         let volumes = self.mount_volumes(&record)?;
         let target_pid = match spec::target(config) {
             Some(target) => {
@@ -235,6 +241,8 @@ impl Node {
             features: self.features(handler),
             handler,
             host: oci::Host::current().map_err(spec_failed)?,
+            confine: &self.confine,
+            labels: &labels,
             hierarchy: &self.hierarchy,
             cgroup: &record.cgroup,
             target_pid,
@@ -242,8 +250,6 @@ impl Node {
             run: &self.paths.container_run(id),
             infra: record.infra,
             volumes: &volumes,
-            // Only who needs to know asks the runtime.
-            rro: config.mounts.iter().any(|m| m.recursive_read_only) && self.features(handler).rro,
         };
         let mut input = request.build(&user)?;
         if bare {
@@ -346,7 +352,7 @@ impl Node {
             .map_err(|source| Kind::Cgroup { name: name.to_owned(), source }.into())
     }
 
-    fn mount_root(&self, id: &str, layers: &[storage::Digest]) -> Result<PathBuf> {
+    fn mount_root(&self, id: &str, layers: &[storage::Digest], label: &str) -> Result<PathBuf> {
         let failed =
             |action| move |source| Error::from(Kind::Storage { id: id.to_owned(), action, source });
         let dir = self.paths.rootfs(id);
@@ -354,7 +360,8 @@ impl Node {
         // Without `volatile` each unmount would write out everything that the disk has pending. A
         // power loss ends the container in any case. Kernels before 5.10 do not know it.
         let mount = |extra: &[&str]| {
-            let extra = extra.iter().map(|o| (*o).to_owned()).collect();
+            let context = security::selinux::mount_option(label);
+            let extra = extra.iter().map(|o| (*o).to_owned()).chain(context).collect();
             let options = MountOptions { extra, ..MountOptions::default() };
             self.store.container_mount(&dir, layers, options).and_then(|m| m.mount())
         };

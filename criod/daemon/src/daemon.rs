@@ -17,6 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::confine::Confine;
 use crate::error::{Error, Kind, Result};
 use crate::keeper::{self, Keeper};
 use crate::network::Network;
@@ -50,6 +51,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     // Asked ahead, so that the first Status need not wait.
     let asked = Arc::clone(&node);
     tokio::spawn(async move { asked.all_features().await });
+    let confined = Arc::clone(&node);
+    tokio::task::spawn_blocking(move || confined.confine.prepare(&confined.config));
     tokio::spawn(streaming::serve(Arc::clone(&node), streaming));
     server::announce(&listen);
     notify("READY=1");
@@ -120,6 +123,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         cdi: cdi::Registry::new(config.cdi_spec_dirs.clone()),
         streams,
         runtimes: crate::features::Runtimes::default(),
+        confine: Confine::detect(&config, &paths.run)?,
         unreadable: std::sync::Mutex::default(),
         _lock: lock,
         config,

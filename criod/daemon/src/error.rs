@@ -147,9 +147,7 @@ impl Error {
             Kind::NotFound { .. } | Kind::Missing(_) => Code::NotFound,
             Kind::Ambiguous { .. } | Kind::Invalid(_) => Code::InvalidArgument,
             Kind::Spec { .. } => Code::InvalidArgument,
-            Kind::Namespaces { source: namespace::Error::SysctlNotNamespaced { .. }, .. } => {
-                Code::InvalidArgument
-            }
+            Kind::Namespaces { source, .. } if of_sysctl(source) => Code::InvalidArgument,
             Kind::Precondition(_) => Code::FailedPrecondition,
             Kind::Exists(_) => Code::AlreadyExists,
             Kind::Exhausted(_) => Code::ResourceExhausted,
@@ -190,6 +188,15 @@ impl Error {
         }
         Status::new(self.code(), self.chain())
     }
+}
+
+/// Whether it is the sysctl that was asked for, or its value, that cannot be.
+fn of_sysctl(error: &namespace::Error) -> bool {
+    use namespace::Error::{Sysctl, SysctlName, SysctlNotNamespaced, SysctlValue};
+    matches!(
+        error,
+        Sysctl { .. } | SysctlName { .. } | SysctlNotNamespaced { .. } | SysctlValue { .. }
+    )
 }
 
 impl From<Error> for Status {

@@ -37,11 +37,16 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(Error::file("write", path))
 }
 
-/// Writes hostname and resolv.conf.
-pub(crate) fn prepare(dir: &Path, hostname: &str, dns: Option<&DnsConfig>) -> Result<()> {
+/// Writes hostname and resolv.conf. With an SELinux label all files of the pod have it.
+pub(crate) fn prepare(
+    dir: &Path,
+    hostname: &str,
+    dns: Option<&DnsConfig>,
+    label: &str,
+) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
     if !mounted(dir) {
-        mount_tmpfs(dir, MsFlags::empty(), &format!("mode=755,size={FILES_SIZE}"))?;
+        mount_tmpfs(dir, MsFlags::empty(), &format!("mode=755,size={FILES_SIZE}"), label)?;
     }
     write(&dir.join("hostname"), &format!("{hostname}\n"))?;
     let text = match dns {
@@ -87,18 +92,25 @@ pub(crate) fn hosts(dir: &Path, host_network: bool, hostname: &str, ips: &[IpAdd
 }
 
 /// Mounts the pod's /dev/shm, of this size in bytes or of the usual one, if it is not mounted.
-pub(crate) fn mount_shm(dir: &Path, size: Option<u64>) -> Result<()> {
+pub(crate) fn mount_shm(dir: &Path, size: Option<u64>, label: &str) -> Result<()> {
     let shm = dir.join("shm");
     fs::create_dir_all(&shm).map_err(Error::file("create", &shm))?;
     if mounted(&shm) {
         return Ok(());
     }
-    mount_tmpfs(&shm, MsFlags::MS_NOEXEC, &format!("mode=1777,size={}", size.unwrap_or(SHM_SIZE)))
+    mount_tmpfs(
+        &shm,
+        MsFlags::MS_NOEXEC,
+        &format!("mode=1777,size={}", size.unwrap_or(SHM_SIZE)),
+        label,
+    )
 }
 
-fn mount_tmpfs(at: &Path, more: MsFlags, options: &str) -> Result<()> {
+fn mount_tmpfs(at: &Path, more: MsFlags, options: &str, label: &str) -> Result<()> {
+    let context = security::selinux::mount_option(label);
+    let options = context.map_or_else(|| options.to_owned(), |c| format!("{options},{c}"));
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | more;
-    mount(Some("criod"), at, Some("tmpfs"), flags, Some(options))
+    mount(Some("criod"), at, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(|e| Error::file("mount tmpfs at", at)(e.into()))
 }
 
@@ -147,9 +159,9 @@ mod tests {
     fn shm_comes_and_goes() {
         let dir = tempfile::tempdir().unwrap();
         let pod = dir.path().join("pod");
-        prepare(&pod, "h", None).unwrap();
-        mount_shm(&pod, None).unwrap();
-        mount_shm(&pod, None).unwrap();
+        prepare(&pod, "h", None, "").unwrap();
+        mount_shm(&pod, None, "").unwrap();
+        mount_shm(&pod, None, "").unwrap();
         assert!(mounted(&pod.join("shm")));
         remove(&pod).unwrap();
         remove(&pod).unwrap();

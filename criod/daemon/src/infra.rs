@@ -1,7 +1,8 @@
 //! The process that holds a pod's pid namespace, where its containers share one.
 //!
 //! It is a container like any other, but for three things: it has the pod's id, it is not listed,
-//! and its root is empty but for criod's own program, unless an image is configured for it.
+//! and its root is empty but for criod's own program, unless an image is configured for it. It runs
+//! as whom the pod asks for and as confined, without any capability, on a read-only root.
 
 use std::sync::Arc;
 
@@ -39,18 +40,7 @@ impl Node {
             defaults.clone_from(&image.config.config);
         }
         config.linux = Some(api_cri::v1::LinuxContainerConfig {
-            security_context: Some(api_cri::v1::LinuxContainerSecurityContext {
-                namespace_options: Some(api_cri::v1::NamespaceOption {
-                    pid: api_cri::v1::NamespaceMode::Container as i32,
-                    ..spec::pod_modes(&pod_record)
-                }),
-                no_new_privs: true,
-                capabilities: Some(api_cri::v1::Capability {
-                    drop_capabilities: vec!["ALL".into()],
-                    ..api_cri::v1::Capability::default()
-                }),
-                ..api_cri::v1::LinuxContainerSecurityContext::default()
-            }),
+            security_context: Some(spec::of_pod(&pod_record.config.0)),
             ..api_cri::v1::LinuxContainerConfig::default()
         });
         let record = ContainerRecord {

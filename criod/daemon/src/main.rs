@@ -16,6 +16,7 @@
 //! | `exec`       | commands in containers                                                     |
 //! | `streaming`  | exec, attach and port-forward, in connections that outlive criod           |
 //! | `spec`       | from a request to a runtime's spec                                         |
+//! | `confine`    | security modules of the kernel, and the profiles of the configuration      |
 //! | `features`   | what runtimes and kernel can do together                                   |
 //! | `files`      | what a pod's containers find in /etc and /dev/shm                          |
 //! | `volumes`    | images mounted into containers of others, volumes that images declare      |
@@ -27,6 +28,7 @@
 //! | `keeper`     | calls to the keeper, and its replacement                                   |
 //! | `error`      | what can go wrong, and which code says so                                  |
 
+mod confine;
 mod containers;
 mod cri;
 mod daemon;

@@ -278,6 +278,7 @@ pub(crate) struct Node {
     pub(crate) cdi: cdi::Registry,
     pub(crate) streams: crate::streaming::Streams,
     pub(crate) runtimes: crate::features::Runtimes,
+    pub(crate) confine: crate::confine::Confine,
     /// Containers whose records could not be read; as long as there are any, no image goes.
     pub(crate) unreadable: Mutex<Vec<String>>,
     /// On runroot, for as long as this criod lives.

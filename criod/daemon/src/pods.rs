@@ -8,6 +8,7 @@
 //! ```
 //! Every step back may be repeated. Unknown pods are stopped and removed already.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +16,9 @@ use api_cri::v1::{NamespaceMode, PodSandboxConfig, RunPodSandboxRequest};
 use namespace::{Kind as NsKind, Pinned};
 use tracing::{debug, info, warn};
 
+use crate::confine::PodLabels;
 use crate::error::{Error, Kind, Result};
-use crate::node::{Node, Pod, Save, blocking, new_id, on_disk, pod_key};
+use crate::node::{Node, Pod, Save, blocking, lock, new_id, on_disk, pod_key};
 use crate::record::{ContainerState, PodRecord, PodState, Wire};
 use crate::{files, spec};
 
@@ -83,23 +85,14 @@ impl Node {
     pub(crate) async fn run_pod(self: &Arc<Self>, request: RunPodSandboxRequest) -> Result<String> {
         let config = request.config.ok_or_else(|| Error::invalid("config is missing"))?;
         check(&config)?;
-        if self.config.handler(&request.runtime_handler).is_none() {
+        let Some((_, handler)) = self.config.handler(&request.runtime_handler) else {
             let text = format!("no runtime handler {:?} is configured", request.runtime_handler);
             return Err(Error::not_found_text(text));
-        }
-        let record = PodRecord {
-            id: new_id()?,
-            config: Wire(config),
-            handler: request.runtime_handler,
-            state: PodState::Creating,
-            created_at: self.new_time(),
-            boot_id: self.boot_id.clone(),
-            ips: Vec::new(),
-            attached: false,
-            host_ports: Vec::new(),
-            infra_pid: 0,
-            stopping: false,
         };
+        on_disk(|| spec::check_pod(&config, &self.config, handler, &self.confine))?;
+        let time = self.new_time();
+        let mut record = PodRecord::new(new_id()?, config, time, &self.boot_id);
+        record.handler = request.runtime_handler;
         let key = pod_key(&record);
         let (node, own) = (Arc::clone(self), key.clone());
         let begin = move || async move { node.run_named(own, record).await };
@@ -122,7 +115,7 @@ impl Node {
         if record.attached {
             self.network.usable()?;
         }
-        let pod = self.add_pod(record);
+        let pod = self.add_labelled(record)?;
         // The one durable entry, before anything that outlives a reboot.
         if let Err(e) = pod.record.update(Save::Durable, |_| ()) {
             self.forget_pod(&pod.id);
@@ -146,6 +139,21 @@ impl Node {
                 Err(e)
             }
         }
+    }
+
+    /// Adds a pod with SELinux labels of its own, where the node has SELinux.
+    fn add_labelled(&self, mut record: PodRecord) -> Result<Arc<Pod>> {
+        let _one = lock(&self.confine.choosing);
+        let levels: BTreeSet<String> = self
+            .all_pods()
+            .iter()
+            .filter_map(|p| p.record.get().selinux.as_ref().and_then(PodLabels::level))
+            .collect();
+        if let Some((_, handler)) = self.config.handler(&record.handler) {
+            let config = &record.config.0;
+            record.selinux = self.confine.pod_labels(config, handler, |l| levels.contains(l))?;
+        }
+        Ok(self.add_pod(record))
     }
 
     async fn build_pod(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
@@ -180,10 +188,11 @@ impl Node {
                 Some((_, handler)) => spec::shm_size(&record, handler)?,
                 None => None,
             };
+            let label = record.selinux.clone().unwrap_or_default().mount;
             blocking(move || {
-                files::prepare(&dir, &hostname, dns.as_ref())?;
+                files::prepare(&dir, &hostname, dns.as_ref(), &label)?;
                 if own_ipc {
-                    files::mount_shm(&dir, shm_size)?;
+                    files::mount_shm(&dir, shm_size, &label)?;
                 }
                 let hostname = kinds.contains(&NsKind::Uts).then_some(hostname.as_str());
                 let request = namespace::Request { kinds: &kinds, hostname, sysctls: &sysctls };

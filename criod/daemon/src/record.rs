@@ -77,6 +77,34 @@ pub(crate) struct PodRecord {
     /// A stop has been asked for and is to be finished.
     #[serde(default)]
     pub(crate) stopping: bool,
+    /// The SELinux labels, where the node has SELinux.
+    #[serde(default)]
+    pub(crate) selinux: Option<crate::confine::PodLabels>,
+}
+
+impl PodRecord {
+    /// A pod that is being created; nothing is known of it but what was asked for.
+    pub(crate) fn new(
+        id: String,
+        config: PodSandboxConfig,
+        created_at: i64,
+        boot_id: &str,
+    ) -> Self {
+        Self {
+            id,
+            config: Wire(config),
+            handler: String::new(),
+            state: PodState::Creating,
+            created_at,
+            boot_id: boot_id.to_owned(),
+            ips: Vec::new(),
+            attached: false,
+            host_ports: Vec::new(),
+            infra_pid: 0,
+            stopping: false,
+            selinux: None,
+        }
+    }
 }
 
 /// A host port that no CNI plugin serves.
@@ -271,19 +299,9 @@ mod tests {
     fn round_trip_and_a_bad_one_beside_it() {
         let dir = tempfile::tempdir().unwrap();
         let config = PodSandboxConfig { hostname: "h".into(), ..Default::default() };
-        let record = PodRecord {
-            id: "a".into(),
-            config: Wire(config),
-            handler: String::new(),
-            state: PodState::Ready,
-            created_at: 5,
-            boot_id: "b".into(),
-            ips: vec!["10.0.0.1".parse().unwrap()],
-            attached: true,
-            host_ports: Vec::new(),
-            infra_pid: 0,
-            stopping: false,
-        };
+        let mut record = PodRecord::new("a".into(), config, 5, "b");
+        record.ips = vec!["10.0.0.1".parse().unwrap()];
+        record.attached = true;
         save(&dir.path().join("a"), &record, true).unwrap();
         save(&dir.path().join("a"), &record, false).unwrap();
         fs::create_dir(dir.path().join("b")).unwrap();

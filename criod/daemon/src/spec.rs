@@ -33,9 +33,11 @@ pub(crate) use self::namespaces::{
 };
 pub(crate) use self::paths::clean;
 use self::resources::resources;
-use self::security::{apparmor, paths, seccomp};
+pub(crate) use self::security::{Asked, Labels, Profile, check_pod, label_root, of_pod};
+use self::security::{capabilities, paths};
 pub(crate) use self::signal::stop_signal;
-pub(crate) use self::user::user;
+pub(crate) use self::user::{name_user, user};
+use crate::confine::Confine;
 use crate::error::{Error, Kind, Result};
 use crate::features::Features;
 use crate::record::PodRecord;
@@ -57,6 +59,9 @@ pub(crate) struct Request<'a> {
     pub(crate) features: Arc<Features>,
     pub(crate) handler: &'a RuntimeHandler,
     pub(crate) host: oci::Host,
+    pub(crate) confine: &'a Confine,
+    /// Empty ones without SELinux.
+    pub(crate) labels: &'a Labels,
     pub(crate) hierarchy: &'a cgroup::Hierarchy,
     pub(crate) cgroup: &'a str,
     /// Pid of the process whose pid namespace a TARGET container joins.
@@ -69,8 +74,6 @@ pub(crate) struct Request<'a> {
     pub(crate) infra: bool,
     /// Where its image volumes are mounted.
     pub(crate) volumes: &'a crate::volumes::Sources,
-    /// Whether kernel and runtime can make mounts recursively read-only.
-    pub(crate) rro: bool,
 }
 
 fn security(config: &ContainerConfig) -> LinuxContainerSecurityContext {
@@ -89,22 +92,26 @@ impl Request<'_> {
         }
         let mut input = SpecInput {
             rootfs: self.rootfs.to_owned(),
-            readonly_rootfs: security.readonly_rootfs,
+            readonly_rootfs: self.readonly_root(),
             mounts: self.mounts(user)?,
             namespaces: self.namespaces(&security)?,
             cgroups_path: self.cgroup.to_owned(),
             resources: resources(self.config, self.handler)?,
             privileged,
-            masked_paths: paths(&security.masked_paths, privileged),
-            readonly_paths: paths(&security.readonly_paths, privileged),
-            seccomp: seccomp(&security)?,
+            masked_paths: paths(self.config, |s| &s.masked_paths),
+            readonly_paths: paths(self.config, |s| &s.readonly_paths),
+            seccomp: self.seccomp(&security)?,
+            mount_label: Some(self.labels.mount.clone()),
             annotations: self.annotations(),
             host: self.host,
             ..SpecInput::default()
         };
         self.add_devices(privileged, &mut input)?;
-        apparmor(&security)?;
+        input.mounts.extend(self.writable_folders(&input.mounts));
+        capabilities(&security.capabilities.clone().unwrap_or_default())?;
         input.process = self.process(&security, user)?;
+        input.process.apparmor_profile = self.apparmor(&security)?;
+        input.process.selinux_label = Some(self.labels.process.clone());
         self.add_cdi_devices(&mut input)?;
         Ok(input)
     }

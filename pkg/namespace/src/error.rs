@@ -74,6 +74,14 @@ pub enum Error {
         /// The name as given.
         name: String,
     },
+    /// A sysctl's value that is more than one line of text.
+    #[error("{value:?} is no value of the sysctl {name}")]
+    SysctlValue {
+        /// The name as given.
+        name: String,
+        /// The value.
+        value: String,
+    },
     /// The kernel refused the sysctl's value, or does not know the sysctl.
     #[error("cannot set the sysctl {name} to {value:?}")]
     Sysctl {

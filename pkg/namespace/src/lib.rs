@@ -32,6 +32,7 @@ mod sysctl;
 pub use error::Error;
 pub use pin::{Kind, Pinned, Request, enter, is_namespace, pin_pid, remove};
 pub use stats::{Counters, addresses, interfaces};
+pub use sysctl::{check as check_sysctl, kind_of as kind_of_sysctl};
 
 /// The result of this crate's operations.
 pub type Result<T> = std::result::Result<T, Error>;

@@ -88,9 +88,10 @@ impl Pinned {
     ///
     /// Any but [`Error::Enter`] and [`Error::Interfaces`]. Nothing is left behind then.
     pub fn create(dir: &Path, request: &Request<'_>) -> Result<Pinned> {
-        // Bad names are refused before anything is made.
-        for (name, _) in request.sysctls {
+        // Bad names and values are refused before anything is made.
+        for (name, value) in request.sysctls {
             sysctl::path(name, request.kinds)?;
+            sysctl::check(name, value)?;
         }
         let made = |source| Error::MakeDirectory { path: dir.to_owned(), source };
         if let Some(parent) = dir.parent() {

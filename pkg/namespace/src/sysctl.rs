@@ -34,7 +34,26 @@ fn components(name: &str) -> Result<Vec<String>> {
 }
 
 /// The namespace that a sysctl belongs to; `None` if it is the whole machine's.
-fn kind_of(parts: &[String]) -> Option<Kind> {
+///
+/// # Errors
+/// [`Error::SysctlName`].
+pub fn kind_of(name: &str) -> Result<Option<Kind>> {
+    components(name).map(|parts| kind(&parts))
+}
+
+/// Whether a sysctl's value is one line of text; the kernel takes a second line for nothing, or
+/// for the end. A tab is between numbers.
+///
+/// # Errors
+/// [`Error::SysctlValue`].
+pub fn check(name: &str, value: &str) -> Result<()> {
+    if value.chars().any(|c| c.is_control() && c != '\t') {
+        return Err(Error::SysctlValue { name: name.to_owned(), value: value.to_owned() });
+    }
+    Ok(())
+}
+
+fn kind(parts: &[String]) -> Option<Kind> {
     let second = parts.get(1).map(String::as_str)?;
     match parts[0].as_str() {
         "net" => Some(Kind::Net),
@@ -50,7 +69,7 @@ fn kind_of(parts: &[String]) -> Option<Kind> {
 /// The file of a sysctl, if it belongs to one of `kinds`.
 pub(crate) fn path(name: &str, kinds: &[Kind]) -> Result<PathBuf> {
     let parts = components(name)?;
-    match kind_of(&parts) {
+    match kind(&parts) {
         Some(kind) if kinds.contains(&kind) => {
             let mut path = PathBuf::from("/proc/sys");
             path.extend(parts);
@@ -107,6 +126,36 @@ mod tests {
             path("net.ipv4.ip_forward", &[Kind::Ipc]),
             Err(Error::SysctlNotNamespaced { .. })
         ));
+    }
+
+    #[test]
+    fn kinds() {
+        for (name, kind) in [
+            ("net.core.somaxconn", Some(Kind::Net)),
+            ("net/ipv4/tcp_rmem", Some(Kind::Net)),
+            ("kernel.shmmax", Some(Kind::Ipc)),
+            ("kernel/msgmni", Some(Kind::Ipc)),
+            ("kernel.sem", Some(Kind::Ipc)),
+            ("fs.mqueue.msg_max", Some(Kind::Ipc)),
+            ("kernel.domainname", Some(Kind::Uts)),
+            ("kernel.sched_x", None),
+            ("vm.overcommit_memory", None),
+            ("fs.file-max", None),
+            ("netx.y", None),
+        ] {
+            assert_eq!(kind_of(name).unwrap(), kind, "{name}");
+        }
+        assert!(kind_of("kernel").is_err());
+    }
+
+    #[test]
+    fn values_are_one_line() {
+        for value in ["1", "", "4096\t16384 4194304", "cubic"] {
+            check("net.x", value).unwrap();
+        }
+        for value in ["1\n", "1\n2", "\r", "\0", "1\u{1b}"] {
+            assert!(matches!(check("net.x", value), Err(Error::SysctlValue { .. })), "{value:?}");
+        }
     }
 
     #[test]

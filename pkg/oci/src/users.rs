@@ -138,6 +138,12 @@ fn number(what: &'static str, text: &str) -> Result<u32> {
     }
 }
 
+/// Whether a group file has a row for a group id.
+#[must_use]
+pub fn has_group(group: &[u8], gid: u32) -> bool {
+    String::from_utf8_lossy(group).lines().filter_map(group_row).any(|(_, id, _)| id == gid)
+}
+
 fn find_group(text: &str, group: &str) -> Result<u32> {
     match group.lines().filter_map(group_row).find(|(name, ..)| *name == text) {
         Some((_, gid, _)) => Ok(gid),
@@ -250,6 +256,12 @@ mod tests {
         let merge = UserRequest { policy: GroupsPolicy::Merge, ..strict };
         let got = resolve(&merge, PASSWD, GROUP).unwrap();
         assert_eq!((got.gid, got.groups.as_slice()), (50, [6, 7, 29, 44, 50].as_slice()));
+    }
+
+    #[test]
+    fn groups_that_have_a_row() {
+        assert!(has_group(GROUP, 29) && has_group(GROUP, 0));
+        assert!(!has_group(GROUP, 30) && !has_group(b"", 0));
     }
 
     #[test]

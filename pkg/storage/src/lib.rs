@@ -47,7 +47,9 @@ pub use digest::{Digest, chain_ids};
 pub use error::{EntryProblem, Error, Result};
 pub use images::{ImageIndex, ImageRecord};
 pub use layers::{CommitLayer, LayerMeta, LayerWriter, RootAttributes, Unpacked};
-pub use rootfs::{ensure_dir_in_root, open_path_in_root, read_in_root, resolve_in_root};
+pub use rootfs::{
+    ensure_dir_in_root, open_path_in_root, read_in_root, replace_in_root, resolve_in_root,
+};
 pub use store::{Collected, ImagesOf, Options, Pin, Store};
 pub use stream::{Compression, Limits};
 pub use tree::{Usage, remove_tree, usage};

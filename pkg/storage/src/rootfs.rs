@@ -5,11 +5,11 @@
 //! lead out are refused, whatever a process in the container renames meanwhile.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -93,6 +93,48 @@ pub fn read_in_root(root: &Path, path: &str, max_bytes: u64) -> Result<Option<Ve
         });
     }
     Ok(Some(bytes))
+}
+
+/// Puts a new file in the place of one inside a root, with its owner and mode. The old one stays as
+/// it is for whoever else has a name for it; a symlink gives way to the file.
+///
+/// Not for a root in which something runs.
+///
+/// # Errors
+/// [`Error::InRoot`], also if there is no file to take the place of; [`Error::NoSpace`].
+pub fn replace_in_root(root: &Path, path: &str, bytes: &[u8]) -> Result<()> {
+    let fail = |op, e: io::Error| in_root(op, root, path, e);
+    let dir = open_root(root)?;
+    let old = open_in_root(&dir, path.as_bytes(), OFlags::PATH)
+        .and_then(rustix::fs::fstat)
+        .map_err(|e| fail("look at", e.into()))?;
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let parent = open_in_root(&dir, parent.as_bytes(), OFlags::PATH | OFlags::DIRECTORY)
+        .map_err(|e| fail("open the folder of", e.into()))?;
+    let new = format!(".{name}.new");
+    let write = || -> std::result::Result<(), io::Error> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let mode = Mode::from_raw_mode(0o600);
+        let open = || rustix::fs::openat(&parent, new.as_str(), flags, mode);
+        let file = match open() {
+            // An attempt before this one ended half way.
+            Err(Errno::EXIST) => {
+                rustix::fs::unlinkat(&parent, new.as_str(), AtFlags::empty())?;
+                open()?
+            }
+            other => other?,
+        };
+        let mut file = File::from(file);
+        file.write_all(bytes)?;
+        let (uid, gid) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
+        rustix::fs::fchown(&file, Some(uid), Some(gid))?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(old.st_mode & 0o7777))?;
+        Ok(rustix::fs::renameat(&parent, new.as_str(), &parent, name)?)
+    };
+    write().map_err(|e| {
+        let _ = rustix::fs::unlinkat(&parent, new.as_str(), AtFlags::empty());
+        fail("replace", e)
+    })
 }
 
 /// Makes a directory inside a root with all its missing parents, and opens it (`O_PATH`).

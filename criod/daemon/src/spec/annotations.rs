@@ -52,24 +52,11 @@ fn quantity(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{PodState, Wire};
 
     fn pod(annotations: &[(&str, &str)]) -> PodRecord {
         let own = annotations.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let config = api_cri::v1::PodSandboxConfig { annotations: own, ..Default::default() };
-        PodRecord {
-            id: "p".into(),
-            config: Wire(config),
-            handler: String::new(),
-            state: PodState::Ready,
-            created_at: 0,
-            boot_id: String::new(),
-            ips: Vec::new(),
-            attached: false,
-            host_ports: Vec::new(),
-            infra_pid: 0,
-            stopping: false,
-        }
+        PodRecord::new("p".into(), config, 0, "")
     }
 
     fn handler(allowed: &[&str]) -> RuntimeHandler {

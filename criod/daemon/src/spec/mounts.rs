@@ -9,7 +9,7 @@ use oci::users::ResolvedUser;
 use oci::{MountInput, MountKind, Propagation};
 
 use super::paths::{Spread, clean};
-use super::{Request, mode, pod_modes, security};
+use super::{Request, mode, pod_modes};
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::volumes::{self, Declared};
@@ -26,7 +26,7 @@ impl Request<'_> {
             if source.exists() {
                 let mut mount = bind(&source, destination);
                 mount.options = vec!["nosuid".into(), "nodev".into(), "noexec".into()];
-                mount.readonly = security(self.config).readonly_rootfs;
+                mount.readonly = self.readonly_root();
                 mounts.push(mount);
             }
         }
@@ -94,7 +94,7 @@ impl Request<'_> {
             let text = format!("mount {at:?}: id-mapped mounts are not supported yet");
             return Err(Error::unsupported(text));
         }
-        if mount.recursive_read_only && !self.rro {
+        if mount.recursive_read_only && !self.features.rro {
             let text =
                 "recursive_read_only: the kernel (Linux 5.12) or the runtime has no such mounts";
             return Err(Error::unsupported(format!("mount {at:?}: {text}")));
@@ -114,6 +114,7 @@ impl Request<'_> {
                 Err(why) => return refuse(&format!("{}: {why}", source.display())),
             },
         };
+        self.relabel(mount.selinux_relabel, &source, at)?;
         Ok(MountInput {
             readonly: mount.readonly,
             recursive_readonly: mount.recursive_read_only,

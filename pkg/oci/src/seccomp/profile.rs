@@ -125,6 +125,17 @@ impl Profile {
         Ok(seccomp)
     }
 
+    /// Whether every word in it is known, also where it does not count here.
+    pub(super) fn check(&self, host: &Host) -> Result<()> {
+        self.select(host, CapSet::EMPTY)?;
+        for rule in &self.syscalls {
+            rule.includes.all_true(host, CapSet::EMPTY)?;
+            rule.excludes.any_true(host, CapSet::EMPTY)?;
+            rule.build()?;
+        }
+        Ok(())
+    }
+
     fn select_arches(&self, host: &Host) -> Result<Option<Vec<OciArch>>> {
         if !self.architectures.is_empty() && !self.arch_map.is_empty() {
             return Err(Error::SeccompProfile {
@@ -375,6 +386,19 @@ mod tests {
         ));
         assert!(matches!(parse(b"{}"), Err(Error::SeccompParse { .. })));
         assert!(matches!(parse(b""), Err(Error::SeccompParse { .. })));
+    }
+
+    #[test]
+    fn rules_for_others_are_checked_too() {
+        let host = host(Arch::X86_64, (6, 1));
+        let mut profile = sample();
+        let check = |p: &serde_json::Value| parse(p.to_string().as_bytes())?.check(&host);
+        check(&profile).unwrap();
+        profile["syscalls"][1]["action"] = json!("SCMP_ACT_MAYBE");
+        select(&profile, &host, &[]).unwrap();
+        assert!(
+            matches!(check(&profile), Err(Error::SeccompWord { value, .. }) if value == "SCMP_ACT_MAYBE")
+        );
     }
 
     #[test]
