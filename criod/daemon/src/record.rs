@@ -12,7 +12,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use api_cri::v1::{ContainerConfig, PodSandboxConfig};
+use api_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message;
@@ -77,6 +77,13 @@ pub(crate) struct PodRecord {
     /// A stop has been asked for and is to be finished.
     #[serde(default)]
     pub(crate) stopping: bool,
+    /// The highest cgroup that was made for this pod's, or for an earlier one's of the same name;
+    /// empty: it was there.
+    #[serde(default)]
+    pub(crate) cgroup_top: String,
+    /// The pod's cgroup was made for this pod, so its limits are criod's.
+    #[serde(default)]
+    pub(crate) cgroup_own: bool,
 }
 
 /// A host port that no CNI plugin serves.
@@ -138,6 +145,9 @@ pub(crate) struct ContainerRecord {
     /// It is the pod's own process and is not listed.
     #[serde(default)]
     pub(crate) infra: bool,
+    /// An update is under way: these resources are to take the place of those in `config`.
+    #[serde(default)]
+    pub(crate) updating: Option<Wire<LinuxContainerResources>>,
 }
 
 impl ContainerRecord {
@@ -172,6 +182,7 @@ impl ContainerRecord {
             gid: 0,
             groups: Vec::new(),
             infra: false,
+            updating: None,
         }
     }
 }
@@ -263,6 +274,8 @@ mod tests {
             host_ports: Vec::new(),
             infra_pid: 0,
             stopping: false,
+            cgroup_top: String::new(),
+            cgroup_own: false,
         };
         save(&dir.path().join("a"), &record, true).unwrap();
         save(&dir.path().join("a"), &record, false).unwrap();

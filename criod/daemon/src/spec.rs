@@ -8,7 +8,8 @@ mod devices;
 mod mounts;
 mod namespaces;
 mod paths;
-mod resources;
+pub(crate) mod resources;
+mod rlimits;
 mod security;
 mod signal;
 mod user;
@@ -27,7 +28,6 @@ pub(crate) use self::command::{args, hostname};
 pub(crate) use self::namespaces::{
     host_network, mode, pod_modes, shares_pid, target, wants_shared_pid,
 };
-use self::resources::resources;
 use self::security::{apparmor, paths, seccomp};
 pub(crate) use self::signal::stop_signal;
 pub(crate) use self::user::user;
@@ -75,7 +75,7 @@ impl Request<'_> {
             mounts: self.mounts()?,
             namespaces: self.namespaces(&security)?,
             cgroups_path: self.cgroup.to_owned(),
-            resources: resources(self.config, self.handler)?,
+            resources: self.resources()?,
             privileged,
             masked_paths: paths(&security.masked_paths, privileged),
             readonly_paths: paths(&security.readonly_paths, privileged),
@@ -96,6 +96,18 @@ impl Request<'_> {
         apparmor(&security)?;
         input.process = self.process(&security, user)?;
         Ok(input)
+    }
+
+    fn resources(&self) -> Result<oci::Resources> {
+        let asked = resources::asked(self.config);
+        let able = resources::Able::of(self.hierarchy);
+        resources::check("", &asked, able)?;
+        resources::check_least(asked.memory_limit_in_bytes, self.handler.min_memory())?;
+        Ok(oci::Resources {
+            // The CRI has no field for it.
+            pids_limit: Some(self.node.pids_limit).filter(|limit| *limit > 0),
+            ..resources::limits(&asked, able)
+        })
     }
 
     fn spec_error(&self, source: oci::Error) -> Error {

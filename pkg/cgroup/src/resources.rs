@@ -344,8 +344,10 @@ fn is_file_name(name: &str) -> bool {
         && name.chars().all(plain)
 }
 
-/// Whether a version 2 file is a limit: those of `cgroup.*` kill, freeze and move.
-fn is_limit(name: &str) -> bool {
+/// Whether a version 2 file may be a limit, by its name: it is one file of a controller. Those of
+/// `cgroup.*` kill, freeze and move.
+#[must_use]
+pub fn is_limit(name: &str) -> bool {
     is_file_name(name) && !name.starts_with("cgroup.")
 }
 
