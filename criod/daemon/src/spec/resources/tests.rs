@@ -204,12 +204,17 @@ fn a_pods_limits_are_those_of_its_containers_and_its_overhead() {
 fn any_resources() -> impl Strategy<Value = LinuxContainerResources> {
     let number = || prop_oneof![Just(0), Just(-1), 1_000i64..300_000];
     let set = prop_oneof![Just(String::new()), Just("0".to_owned()), Just("0-1".to_owned())];
-    (number(), number(), 0i64..3, number(), number(), set).prop_map(
+    let swap = prop_oneof![Just(None), Just(Some(-1)), (0i64..300_000).prop_map(Some)];
+    (number(), number(), 2i64..5, swap, -1000i64..1000, set).prop_map(
         |(quota, memory, shares, swap, score, cpus)| LinuxContainerResources {
             cpu_quota: quota,
             cpu_shares: shares,
             memory_limit_in_bytes: memory,
-            memory_swap_limit_in_bytes: swap,
+            memory_swap_limit_in_bytes: match swap {
+                Some(swap) if memory > 0 && swap >= 0 => memory + swap,
+                Some(-1) => -1,
+                _ => 0,
+            },
             oom_score_adj: score,
             cpuset_cpus: cpus,
             ..Default::default()
