@@ -193,7 +193,7 @@ keyed! {
         /// A file of such lines; empty is /etc/containers/mounts.conf, else the one below /usr/share.
         default_mounts_file: Option<PathBuf> = None;
         /// The most processes in a container; -1 is unlimited. The kubelet's pod limit is better.
-        pids_limit: i64 = -1 => accepted();
+        pids_limit: i64 = -1;
         /// The greatest log of a container in bytes; -1 is unlimited. The kubelet rotates logs.
         log_size_max: i64 = -1 => accepted();
         /// Whether output of containers goes to the journal, too.

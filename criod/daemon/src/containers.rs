@@ -19,11 +19,10 @@ use tracing::{info, warn};
 use crate::error::{Error, Kind, Result};
 use crate::monitor::last_state;
 use crate::node::{Container, Node, Pod, Save, blocking, new_id};
+use crate::pod_cgroup::cgroup_name;
 use crate::record::{ContainerRecord, ContainerState, PodRecord, PodState};
 use crate::spec;
 
-/// Where containers go whose pod names no cgroup.
-const CGROUP_PARENT: &str = "/crio";
 /// What the pod's own process is, inside its root.
 pub(crate) const PAUSE: &str = "/pause";
 
@@ -289,12 +288,17 @@ impl Node {
         self.monitor_config(pod, &record, handler)
     }
 
-    /// Pid of a container's init, if it is surely still that process.
+    /// Pid of a running container's init, if it is surely still that process.
     pub(crate) fn init_of(&self, record: &ContainerRecord) -> Option<i32> {
-        let state = last_state(&self.paths.container_run(&record.id))?;
+        let init = self.init_process(&record.id)?;
+        (record.state == ContainerState::Running).then_some(init)
+    }
+
+    /// The same, also of a container that is not started yet.
+    pub(crate) fn init_process(&self, id: &str) -> Option<i32> {
+        let state = last_state(&self.paths.container_run(id))?;
         let stat = sys::proc::stat(state.pid)?;
-        let same = stat.start_time == state.pid_start_time && stat.state != b'Z';
-        (record.state == ContainerState::Running && same).then_some(state.pid)
+        (stat.start_time == state.pid_start_time && stat.state != b'Z').then_some(state.pid)
     }
 
     /// The folder of a runtime's own state.
@@ -375,11 +379,4 @@ fn ready(pod: &Pod) -> Result<()> {
         return Err(Error::precondition(format!("pod sandbox {} is not ready", pod.id)));
     }
     Ok(())
-}
-
-pub(crate) fn cgroup_name(pod: &PodRecord, id: &str) -> String {
-    let linux = pod.config.0.linux.as_ref();
-    let parent = linux.map(|l| l.cgroup_parent.as_str()).filter(|p| !p.is_empty());
-    let parent = parent.unwrap_or(CGROUP_PARENT).trim_matches('/');
-    format!("/{parent}/crio-{id}")
 }

@@ -123,6 +123,24 @@ impl Error {
         }
     }
 
+    /// Whether a monitor refused because its release does not have the call.
+    pub(crate) fn monitor_lacks(&self) -> bool {
+        match &*self.0 {
+            Kind::Monitor { source: ttrpc::Error::RpcStatus(status), .. } => {
+                status.code.value() == 12
+            }
+            _ => false,
+        }
+    }
+
+    /// What went wrong with a cgroup.
+    pub(crate) fn cgroup(&self) -> Option<&cgroup::Error> {
+        match &*self.0 {
+            Kind::Cgroup { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(*self.0, Kind::NotFound { .. })
     }

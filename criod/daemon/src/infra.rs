@@ -9,9 +9,10 @@ use std::sync::Arc;
 use api_cri::v1::{ContainerConfig, ContainerMetadata};
 use registry::image::ContainerDefaults;
 
-use crate::containers::{PAUSE, cgroup_name};
+use crate::containers::PAUSE;
 use crate::error::{Error, Kind, Result};
 use crate::node::{Node, Pod, blocking};
+use crate::pod_cgroup::cgroup_name;
 use crate::record::ContainerRecord;
 use crate::spec;
 
@@ -40,8 +41,13 @@ impl Node {
             defaults.clone_from(&image.config.config);
         }
         config.linux = Some(api_cri::v1::LinuxContainerConfig {
+            // It sleeps, and everything in the pod ends with it.
+            resources: Some(api_cri::v1::LinuxContainerResources {
+                cpu_shares: 2,
+                oom_score_adj: -998,
+                ..api_cri::v1::LinuxContainerResources::default()
+            }),
             security_context: Some(spec::of_pod(&pod_record.config.0)),
-            ..api_cri::v1::LinuxContainerConfig::default()
         });
         let record = ContainerRecord {
             image_ref: image_id.clone(),

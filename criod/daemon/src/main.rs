@@ -13,6 +13,8 @@
 //! | `pods`       | a pod sandbox's life                                                       |
 //! | `containers` | the creation of a container                                                |
 //! | `life`       | a container's start, end, stop and removal                                 |
+//! | `update`     | what a container may use, changed while it runs                            |
+//! | `pod_cgroup` | the cgroups of a pod, and its limits                                       |
 //! | `exec`       | commands in containers                                                     |
 //! | `streaming`  | exec, attach and port-forward, in connections that outlive criod           |
 //! | `spec`       | from a request to a runtime's spec                                         |
@@ -43,6 +45,7 @@ mod life;
 mod monitor;
 mod network;
 mod node;
+mod pod_cgroup;
 mod pods;
 mod record;
 mod recover;
@@ -50,6 +53,7 @@ mod server;
 mod spec;
 mod stats;
 mod streaming;
+mod update;
 mod volumes;
 
 use std::io::Write;

@@ -271,6 +271,16 @@ impl Monitor {
         self.call("reopen the log", call).await.map(|_| ())
     }
 
+    /// Has the runtime change what the container may use: a `linux.resources` object, as JSON.
+    pub(crate) async fn update(&self, resources: Vec<u8>) -> Result<()> {
+        let request = UpdateRequest { resources, ..UpdateRequest::new() };
+        let call = |c: MonitorClient| {
+            let request = request.clone();
+            async move { c.update(no_limit(), &request).await }
+        };
+        self.call("update", call).await.map(|_| ())
+    }
+
     /// Runs a command once; a broken connection is an error, for nobody knows how far it came.
     pub(crate) async fn exec_sync(&self, request: &ExecSyncRequest) -> Result<ExecSyncResponse> {
         let mut connected = self.connected().await;

@@ -19,8 +19,8 @@ use tracing::{debug, info, warn};
 use crate::confine::PodLabels;
 use crate::error::{Error, Kind, Result};
 use crate::node::{Node, Pod, Save, blocking, lock, new_id, on_disk, pod_key};
-use crate::record::{ContainerState, PodRecord, PodState, Wire};
-use crate::{files, spec};
+use crate::record::{ContainerState, PodRecord, PodState};
+use crate::{files, pod_cgroup, spec};
 
 fn check(config: &PodSandboxConfig) -> Result<()> {
     let meta =
@@ -85,6 +85,7 @@ impl Node {
     pub(crate) async fn run_pod(self: &Arc<Self>, request: RunPodSandboxRequest) -> Result<String> {
         let config = request.config.ok_or_else(|| Error::invalid("config is missing"))?;
         check(&config)?;
+        pod_cgroup::check(&config, self.able())?;
         let Some((_, handler)) = self.config.handler(&request.runtime_handler) else {
             let text = format!("no runtime handler {:?} is configured", request.runtime_handler);
             return Err(Error::not_found_text(text));
@@ -181,6 +182,9 @@ impl Node {
         let mut sysctls: Vec<(String, String)> =
             defaults.map(|s| (s.name.clone(), s.value.clone())).collect();
         sysctls.extend(config.linux.clone().unwrap_or_default().sysctls);
+        let (node, own, process) =
+            (Arc::clone(self), Arc::clone(pod), spec::wants_shared_pid(&record));
+        blocking(move || node.make_pod_cgroups(&own, process)).await?;
         let pinned = {
             let (dir, hostname, dns) = (dir.clone(), hostname.clone(), config.dns_config.clone());
             let (id, own_ipc) = (pod.id.clone(), kinds.contains(&NsKind::Ipc));
@@ -312,7 +316,9 @@ impl Node {
             })?;
         }
         let (id, dir) = (pod.id.clone(), self.paths.pod_run(&pod.id));
+        let node = Arc::clone(self);
         blocking(move || {
+            node.remove_own_cgroup(&record)?;
             namespace::remove(&pins)
                 .map_err(|source| Error::from(Kind::Namespaces { pod: id, source }))?;
             files::remove(&dir)
@@ -350,6 +356,8 @@ impl Node {
             self.remove_this(&container).await?;
         }
         self.disconnect(pod).await?;
+        let (node, own) = (Arc::clone(self), Arc::clone(pod));
+        blocking(move || node.remove_parent(&own.record.get())).await?;
         let dir = pod.record.dir().clone();
         pod.record.end();
         blocking(move || match std::fs::remove_dir_all(&dir) {

@@ -12,7 +12,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use api_cri::v1::{ContainerConfig, PodSandboxConfig};
+use api_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message;
@@ -80,6 +80,13 @@ pub(crate) struct PodRecord {
     /// The SELinux labels, where the node has SELinux.
     #[serde(default)]
     pub(crate) selinux: Option<crate::confine::PodLabels>,
+    /// The highest cgroup that was made for this pod's, or for an earlier one's of the same name;
+    /// empty: it was there.
+    #[serde(default)]
+    pub(crate) cgroup_top: String,
+    /// The pod's cgroup was made for this pod, so its limits are criod's.
+    #[serde(default)]
+    pub(crate) cgroup_own: bool,
 }
 
 impl PodRecord {
@@ -103,6 +110,8 @@ impl PodRecord {
             infra_pid: 0,
             stopping: false,
             selinux: None,
+            cgroup_top: String::new(),
+            cgroup_own: false,
         }
     }
 }
@@ -169,6 +178,9 @@ pub(crate) struct ContainerRecord {
     /// Images whose files are mounted into it.
     #[serde(default)]
     pub(crate) volumes: Vec<ImageVolume>,
+    /// An update is under way: these resources are to take the place of those in `config`.
+    #[serde(default)]
+    pub(crate) updating: Option<Wire<LinuxContainerResources>>,
 }
 
 /// An image that is a volume of a container.
@@ -214,6 +226,7 @@ impl ContainerRecord {
             groups: Vec::new(),
             infra: false,
             volumes: Vec::new(),
+            updating: None,
         }
     }
 

@@ -125,7 +125,10 @@ pub(crate) async fn resume(node: &Arc<Node>) {
         let record = container.record.get();
         match record.state {
             ContainerState::Created | ContainerState::Running => {
-                tokio::spawn(Arc::clone(node).watch(container));
+                tokio::spawn(Arc::clone(node).watch(Arc::clone(&container)));
+                if record.updating.is_some() {
+                    tokio::spawn(Arc::clone(node).finish_update(container));
+                }
             }
             ContainerState::Creating => {
                 container.record.note(|r| r.state = ContainerState::Removing);
@@ -135,6 +138,7 @@ pub(crate) async fn resume(node: &Arc<Node>) {
     }
     for pod in node.all_pods() {
         let record = pod.record.get();
+        crate::node::on_disk(|| node.limit_pod_again(&pod));
         if record.state == PodState::Creating {
             node.network.unsettled(&pod.id);
             pod.record.note(|r| r.state = PodState::Removing);

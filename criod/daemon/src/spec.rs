@@ -10,7 +10,8 @@ mod devices;
 mod mounts;
 mod namespaces;
 mod paths;
-mod resources;
+pub(crate) mod resources;
+mod rlimits;
 mod security;
 mod signal;
 mod user;
@@ -32,7 +33,6 @@ pub(crate) use self::namespaces::{
     host_network, mode, pod_modes, shares_pid, target, wants_shared_pid,
 };
 pub(crate) use self::paths::clean;
-use self::resources::resources;
 pub(crate) use self::security::{Asked, Labels, Profile, check_pod, label_root, of_pod};
 use self::security::{capabilities, paths};
 pub(crate) use self::signal::stop_signal;
@@ -96,7 +96,7 @@ impl Request<'_> {
             mounts: self.mounts(user)?,
             namespaces: self.namespaces(&security)?,
             cgroups_path: self.cgroup.to_owned(),
-            resources: resources(self.config, self.handler)?,
+            resources: self.resources()?,
             privileged,
             masked_paths: paths(self.config, |s| &s.masked_paths),
             readonly_paths: paths(self.config, |s| &s.readonly_paths),
@@ -114,6 +114,18 @@ impl Request<'_> {
         input.process.selinux_label = Some(self.labels.process.clone());
         self.add_cdi_devices(&mut input)?;
         Ok(input)
+    }
+
+    fn resources(&self) -> Result<oci::Resources> {
+        let asked = resources::asked(self.config);
+        let able = resources::Able::of(self.hierarchy);
+        resources::check("", &asked, able)?;
+        resources::check_least(asked.memory_limit_in_bytes, self.handler.min_memory())?;
+        Ok(oci::Resources {
+            // The CRI has no field for it.
+            pids_limit: Some(self.node.pids_limit).filter(|limit| *limit > 0),
+            ..resources::limits(&asked, able)
+        })
     }
 
     fn spec_error(&self, source: oci::Error) -> Error {

@@ -52,6 +52,7 @@ pub(crate) enum Job {
     Restart,
     /// `state`, to learn whether a predecessor's start had been.
     Query,
+    Update,
     Exec(u32),
 }
 
@@ -114,6 +115,7 @@ impl Monitor {
         let log = match job {
             Job::Exec(n) => self.exec_file(n, "log"),
             Job::Kill => self.dir.join("kill.log"),
+            Job::Update => self.dir.join("update.log"),
             _ => self.runtime_log(),
         };
         let pid = runtime::spawn(&self.config, &log, verb, stdio)?;
@@ -130,7 +132,7 @@ impl Monitor {
             // has none as long as they wait.
             Job::Exec(_) => Duration::ZERO,
             Job::Delete => DELETE_CALL,
-            Job::Kill | Job::Cleanup | Job::Restart | Job::Query => SHORT_CALL,
+            Job::Kill | Job::Cleanup | Job::Restart | Job::Query | Job::Update => SHORT_CALL,
         };
         let deadline = (!limit.is_zero()).then(|| sys::clock::deadline(limit));
         self.jobs.push(Running { pid, job, deadline });
@@ -186,6 +188,7 @@ impl Monitor {
                 }
             }
             Job::Query => self.queried(status),
+            Job::Update => self.update_done(status),
             Job::Exec(n) => self.exec_started(n, status),
         }
     }

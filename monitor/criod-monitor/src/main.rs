@@ -21,6 +21,7 @@
 //! | `session` | the socket of those who carry streams                          |
 //! | `command` | commands whose streams they carry                              |
 //! | `attach`  | clients that are attached to the container                     |
+//! | `update`  | changes of what the container may use                          |
 //! | `output`  | pipes, terminal and spools                                     |
 //! | `logger`  | spools to log file                                             |
 //! | `rpc`     | the ttrpc wire                                                 |
@@ -31,7 +32,7 @@
 //!
 //! Files in the monitor's folder: `config` (from criod), `lock` (held while a monitor lives),
 //! `state`, `progress` (how far the log has come), `stdout.spool`, `stderr.spool`, `pid`,
-//! `runtime.log`, `exec-N.*`, and the sockets `monitor.sock` and `stream.sock`.
+//! `runtime.log`, `update.json`, `exec-N.*`, and the sockets `monitor.sock` and `stream.sock`.
 
 mod attach;
 mod cgroup;
@@ -50,6 +51,7 @@ mod runtime;
 mod session;
 mod state;
 mod takeover;
+mod update;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -29,6 +29,7 @@ use crate::poller::{Poller, Token};
 use crate::rpc::{Answer, Code, Refusal, Request, Rpc, Waiter};
 use crate::session::Sessions;
 use crate::state::{self, State};
+use crate::update::Updates;
 
 /// Between looks at a terminal that nobody has open.
 const TTY_RETRY: Duration = Duration::from_millis(100);
@@ -62,6 +63,7 @@ pub(crate) struct Monitor {
     pub(crate) strays: Vec<(i32, i32)>,
     pub(crate) execs: Execs,
     pub(crate) sessions: Sessions,
+    pub(crate) updates: Updates,
     pub(crate) waiters: Waiters,
     pub(crate) timers: Timers,
     /// Rounds left of killing what outlived `runtime delete`.
@@ -124,6 +126,7 @@ impl Monitor {
             strays: Vec::new(),
             execs: Execs::default(),
             sessions: Sessions::default(),
+            updates: Updates::default(),
             waiters: Waiters::default(),
             timers: Timers::default(),
             leftovers: 0,
@@ -241,6 +244,7 @@ impl Monitor {
                 }
                 self.waiters.reopen.push(waiter);
             }
+            "Update" => self.update(waiter, parse(payload)?)?,
             "ExecSync" => self.exec(waiter, parse(payload)?)?,
             "Delete" => self.delete(waiter),
             _ => {

@@ -70,6 +70,16 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// More is in use than a limit would allow, and could not be reclaimed.
+    #[error("cannot set {path:?} to {limit} bytes: {usage} bytes are in use")]
+    InUse {
+        /// The file.
+        path: PathBuf,
+        /// The limit, in bytes.
+        limit: u64,
+        /// What is in use, in bytes.
+        usage: u64,
+    },
     /// A limit was asked for whose controller this node does not have.
     #[error("{what} needs the {controller} controller, which is not available")]
     NoController {
@@ -78,8 +88,8 @@ pub enum Error {
         /// The controller.
         controller: &'static str,
     },
-    /// The name of a version 2 file in `unified` is none.
-    #[error("{name:?} is not the name of a control group file")]
+    /// The name of a version 2 file in `unified` is none, or not that of a limit.
+    #[error("{name:?} is not the name of a limit's file")]
     UnifiedName {
         /// The name as given.
         name: String,

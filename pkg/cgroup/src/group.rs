@@ -102,6 +102,19 @@ impl Cgroup {
         }
     }
 
+    /// The highest group on the way to it that is in no hierarchy, itself if those above it are
+    /// there; `None` if it is there, too.
+    #[must_use]
+    pub fn first_missing(&self) -> Option<Self> {
+        let ends = self.name.match_indices('/').skip(1).map(|(at, _)| at);
+        ends.chain([self.name.len()])
+            .map(|end| Self {
+                hierarchy: self.hierarchy.clone(),
+                name: self.name[..end].to_owned(),
+            })
+            .find(|group| !group.exists())
+    }
+
     /// Makes it, and the groups above it, in every hierarchy; what is there already stays.
     ///
     /// On version 1 a new `cpuset` has no CPUs and takes no process: it gets those of the group
@@ -199,6 +212,31 @@ impl Cgroup {
             }
         }
         first
+    }
+
+    /// Removes it where nothing is in it, and then the groups above it up to `top`, likewise.
+    /// What is in use, or in which a group is, stays; what is not there is passed over. Never
+    /// waits.
+    ///
+    /// # Errors
+    /// [`Error::Remove`] for the first folder that could not be removed for another reason.
+    pub fn remove_unused(&self, top: &Self) -> Result<()> {
+        let inside =
+            self.name.strip_prefix(&top.name).is_some_and(|r| r.is_empty() || r.starts_with('/'));
+        let depth = if inside { self.name[top.name.len()..].matches('/').count() } else { 0 };
+        for folder in self.all_folders() {
+            for folder in folder.ancestors().take(depth + 1) {
+                match fs::remove_dir(folder) {
+                    Ok(()) => {}
+                    Err(e) if is_gone(&e) => {}
+                    Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY)) => {
+                        break;
+                    }
+                    Err(source) => return Err(Error::Remove { path: folder.to_owned(), source }),
+                }
+            }
+        }
+        Ok(())
     }
 
     /// How many processes of it the kernel has killed for want of memory.

@@ -26,7 +26,7 @@ pub use error::{Error, Result};
 pub use group::Cgroup;
 pub use hierarchy::{Hierarchy, Mode, Mount};
 pub use parse::Pressure;
-pub use resources::{Resources, weight_of_shares};
+pub use resources::{Resources, is_limit, weight_of_shares};
 pub use stats::{
     CpuStats, IoStats, MemoryStats, PidsStats, PressureStats, Stats, StatsReader, SwapStats,
 };

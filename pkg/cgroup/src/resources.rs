@@ -8,11 +8,19 @@
 //! | memory and swap  | `memory.memsw.limit_in_bytes`  | `memory.swap.max`, without memory  |
 //! | soft limit       | `memory.soft_limit_in_bytes`   | `memory.low`                       |
 //! | processes        | `pids.max`                     | `pids.max`                         |
+//!
+//! All or nothing: before a file is written its text is read, and when a later one cannot be
+//! written those before it get theirs back.
+//!
+//! A memory limit below what is in use makes version 1 reclaim, and refuse if that is not enough.
+//! Version 2 takes any limit and kills, so there the same is done by hand before it is written.
 
 use crate::error::{Error, Result};
 use crate::files::{Buffer, write};
 use crate::group::Cgroup;
 use crate::parse;
+use nix::libc;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +48,8 @@ pub struct Resources {
     pub pids_limit: Option<i64>,
     /// Page size (`2MB`) to bytes.
     pub hugepage_limits: BTreeMap<String, u64>,
-    /// Version 2 files and what to write into them, after all others.
+    /// Version 2 files and what to write into them, after all others. Those of `cgroup.*` are no
+    /// limits and are refused.
     pub unified: BTreeMap<String, String>,
 }
 
@@ -52,16 +61,39 @@ pub fn weight_of_shares(shares: u64) -> u64 {
 }
 
 impl Cgroup {
-    /// Sets limits.
+    /// Sets limits: all of them, or none.
     ///
     /// # Errors
     /// [`Error::NotFound`] if the group is not there, [`Error::NoController`] if the node has
-    /// not what a limit needs, [`Error::UnifiedName`], [`Error::Write`]. Limits before the one
-    /// that failed are set.
+    /// not what a limit needs, [`Error::UnifiedName`], [`Error::InUse`], [`Error::Write`].
     pub fn set(&self, resources: &Resources) -> Result<()> {
-        if let Some(name) = resources.unified.keys().find(|name| !is_file_name(name)) {
-            return Err(Error::UnifiedName { name: name.clone() });
+        let names = resources.unified.keys().map(String::as_str);
+        if let Some(name) = names.into_iter().find(|name| !is_limit(name)) {
+            return Err(Error::UnifiedName { name: name.to_owned() });
         }
+        if let Some(size) =
+            resources.hugepage_limits.keys().find(|size| !is_file_name(&format!("hugetlb.{size}")))
+        {
+            return Err(Error::UnifiedName { name: size.clone() });
+        }
+        if !resources.unified.is_empty() && !self.hierarchy.is_v2() {
+            let what = "a version 2 file";
+            return Err(Error::NoController { what, controller: "version 2" });
+        }
+        let change = Change { group: self, before: RefCell::default() };
+        change.make(resources).inspect_err(|_| change.undo())
+    }
+}
+
+/// A change of limits under way.
+struct Change<'a> {
+    group: &'a Cgroup,
+    /// Files that have been written and what was in them, in this order.
+    before: RefCell<Vec<(PathBuf, String)>>,
+}
+
+impl Change<'_> {
+    fn make(&self, resources: &Resources) -> Result<()> {
         self.set_cpuset(resources)?;
         self.set_cpu(resources)?;
         self.set_memory(resources)?;
@@ -69,17 +101,39 @@ impl Cgroup {
             self.put("limit of processes", "pids", "pids.max", &max_if_negative(limit))?;
         }
         for (size, limit) in &resources.hugepage_limits {
-            if !is_file_name(&format!("hugetlb.{size}")) {
-                return Err(Error::UnifiedName { name: size.clone() });
-            }
             self.set_hugetlb(size, &limit.to_string())?;
         }
-        if !resources.unified.is_empty() && !self.hierarchy.is_v2() {
-            let what = "a version 2 file";
-            return Err(Error::NoController { what, controller: "version 2" });
-        }
         for (name, value) in &resources.unified {
+            let bytes = value.trim().parse().ok().filter(|_| name == "memory.max");
+            if let Some(bytes) = bytes {
+                self.make_room(bytes)?;
+            }
             self.put("a version 2 file", "unified", name, value)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the files their texts back. There is nobody left to tell where that fails.
+    fn undo(&self) {
+        for (path, text) in self.before.take().into_iter().rev() {
+            // Writing nothing is no write: an empty set is a line of its own.
+            let text = if text.is_empty() { "\n" } else { text.as_str() };
+            if let Err(error) = write(&path, text) {
+                tracing::warn!(path = %path.display(), %error, "a limit could not be set back");
+            }
+        }
+    }
+
+    /// Writes a file, once its text is noted.
+    fn write(&self, path: PathBuf, value: &str) -> Result<()> {
+        let mut buffer = Buffer::default();
+        let before = match (path.parent(), path.file_name().and_then(|n| n.to_str())) {
+            (Some(folder), Some(name)) => buffer.read(folder, name)?.map(|t| t.trim().to_owned()),
+            _ => None,
+        };
+        write(&path, value)?;
+        if let Some(before) = before {
+            self.before.borrow_mut().push((path, before));
         }
         Ok(())
     }
@@ -93,7 +147,7 @@ impl Cgroup {
         value: &str,
     ) -> Result<()> {
         let folder = self.folder_of(what, controller)?;
-        match write(&folder.join(file), value) {
+        match self.write(folder.join(file), value) {
             Err(Error::NotFound { path }) if folder.is_dir() => {
                 tracing::debug!(path = %path.display(), "no such file");
                 Err(Error::NoController { what, controller })
@@ -103,7 +157,7 @@ impl Cgroup {
     }
 
     fn folder_of(&self, what: &'static str, controller: &'static str) -> Result<PathBuf> {
-        self.path_of(controller).ok_or(Error::NoController { what, controller })
+        self.group.path_of(controller).ok_or(Error::NoController { what, controller })
     }
 
     fn set_cpuset(&self, r: &Resources) -> Result<()> {
@@ -120,7 +174,7 @@ impl Cgroup {
         let shares = r.cpu_shares.filter(|v| *v != 0);
         let quota = r.cpu_quota.filter(|v| *v != 0).map(|v| v.max(-1));
         let period = r.cpu_period.filter(|v| *v != 0);
-        if self.hierarchy.is_v2() {
+        if self.group.hierarchy.is_v2() {
             if let Some(shares) = shares {
                 let weight = weight_of_shares(shares).to_string();
                 self.put("CPU shares", "cpu", "cpu.weight", &weight)?;
@@ -172,7 +226,7 @@ impl Cgroup {
         let limit = r.memory_limit.filter(|v| *v != 0);
         let swap = r.memory_swap.filter(|v| *v != 0);
         let soft = r.memory_reservation.filter(|v| *v != 0);
-        if self.hierarchy.is_v2() {
+        if self.group.hierarchy.is_v2() {
             if let Some(swap) = swap {
                 // Without a limit for memory there is nothing to take away from the sum.
                 let value = match limit {
@@ -183,6 +237,9 @@ impl Cgroup {
                 self.put("limit of swap", "memory", "memory.swap.max", &value)?;
             }
             if let Some(limit) = limit {
+                if let Ok(limit) = u64::try_from(limit) {
+                    self.make_room(limit)?;
+                }
                 self.put("limit of memory", "memory", "memory.max", &max_if_negative(limit))?;
             }
             if let Some(soft) = soft {
@@ -192,12 +249,14 @@ impl Cgroup {
             return Ok(());
         }
         let put_limit = |limit: i64| {
-            let value = limit.max(-1).to_string();
-            self.put("limit of memory", "memory", "memory.limit_in_bytes", &value)
+            let file = "memory.limit_in_bytes";
+            let done = self.put("limit of memory", "memory", file, &limit.max(-1).to_string());
+            self.or_in_use(done, limit, "memory.usage_in_bytes")
         };
         let put_swap = |swap: i64| {
-            let value = swap.max(-1).to_string();
-            self.put("limit of swap", "memory", "memory.memsw.limit_in_bytes", &value)
+            let file = "memory.memsw.limit_in_bytes";
+            let done = self.put("limit of swap", "memory", file, &swap.max(-1).to_string());
+            self.or_in_use(done, swap, "memory.memsw.usage_in_bytes")
         };
         match (limit, swap) {
             // The sum may never be below its part: which comes first depends on the direction.
@@ -220,6 +279,43 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Version 1: that a limit was refused because more is in use, in these words.
+    fn or_in_use(&self, done: Result<()>, limit: i64, usage: &str) -> Result<()> {
+        match (done, u64::try_from(limit)) {
+            (Err(Error::Write { path, source, .. }), Ok(limit))
+                if source.raw_os_error() == Some(libc::EBUSY) =>
+            {
+                let folder = path.parent().unwrap_or(&path);
+                let usage = Buffer::default().read(folder, usage)?.and_then(parse::single);
+                Err(Error::InUse { path, limit, usage: usage.unwrap_or(0) })
+            }
+            (done, _) => done,
+        }
+    }
+
+    /// Version 2: reclaims until no more than this is in use, as a limit below that would kill.
+    fn make_room(&self, limit: u64) -> Result<()> {
+        let folder = self.folder_of("limit of memory", "memory")?;
+        let usage = || -> Result<u64> {
+            let mut buffer = Buffer::default();
+            Ok(buffer.read(&folder, "memory.current")?.and_then(parse::single).unwrap_or(0))
+        };
+        let before = usage()?;
+        if before <= limit {
+            return Ok(());
+        }
+        // EAGAIN: not all of it could be; not there before Linux 5.19.
+        if let Err(error) = write(&folder.join("memory.reclaim"), &(before - limit).to_string()) {
+            tracing::debug!(folder = %folder.display(), %error, "not reclaimed");
+        }
+        match usage()? {
+            usage if usage > limit => {
+                Err(Error::InUse { path: folder.join("memory.max"), limit, usage })
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn sum_grows(&self, swap: i64) -> Result<bool> {
         let folder = self.folder_of("limit of swap", "memory")?;
         let mut buffer = Buffer::default();
@@ -229,11 +325,11 @@ impl Cgroup {
 
     fn set_hugetlb(&self, size: &str, limit: &str) -> Result<()> {
         let (what, controller) = ("limit of huge pages", "hugetlb");
-        let suffix = if self.hierarchy.is_v2() { "max" } else { "limit_in_bytes" };
+        let suffix = if self.group.hierarchy.is_v2() { "max" } else { "limit_in_bytes" };
         self.put(what, controller, &format!("hugetlb.{size}.{suffix}"), limit)?;
         // Reservations are counted since 5.7.
         let folder = self.folder_of(what, controller)?;
-        match write(&folder.join(format!("hugetlb.{size}.rsvd.{suffix}")), limit) {
+        match self.write(folder.join(format!("hugetlb.{size}.rsvd.{suffix}")), limit) {
             Err(e) if e.is_not_found() => Ok(()),
             done => done,
         }
@@ -246,6 +342,13 @@ fn is_file_name(name: &str) -> bool {
     Path::new(name).file_name().is_some_and(|n| n == name)
         && name.split_once('.').is_some_and(|(a, b)| !a.is_empty() && !b.is_empty())
         && name.chars().all(plain)
+}
+
+/// Whether a version 2 file may be a limit, by its name: it is one file of a controller. Those of
+/// `cgroup.*` kill, freeze and move.
+#[must_use]
+pub fn is_limit(name: &str) -> bool {
+    is_file_name(name) && !name.starts_with("cgroup.")
 }
 
 fn max_if_negative(value: i64) -> String {
@@ -274,6 +377,9 @@ mod tests {
             ["", ".", "..", "memory", ".max", "a/b.c", "../x.y", "a.", "a.b/..", "a.b\0", "a.b c"]
         {
             assert!(!is_file_name(bad), "{bad:?}");
+        }
+        for bad in ["cgroup.kill", "cgroup.procs", "cgroup.freeze", "cgroup.subtree_control"] {
+            assert!(!is_limit(bad), "{bad}");
         }
     }
 

@@ -34,6 +34,16 @@ impl Group {
         Self(Cgroup::at(hierarchy, &name).unwrap())
     }
 
+    /// The weight against others, as the node has it.
+    fn shares(&self) -> String {
+        let name = if self.0.path_of("cpu").unwrap().join("cpu.shares").exists() {
+            "cpu.shares"
+        } else {
+            "cpu.weight"
+        };
+        self.file("cpu", name)
+    }
+
     /// The text of a file in the hierarchy of a controller.
     fn file(&self, controller: &str, name: &str) -> String {
         let path = self.0.path_of(controller).unwrap().join(name);
@@ -105,6 +115,98 @@ fn life_of_a_group() {
     assert!(!cgroup.exists());
     cgroup.remove().unwrap();
     cgroup.kill().unwrap();
+}
+
+#[test]
+fn groups_are_removed_as_far_up_as_they_are_unused() {
+    let group = Group::new();
+    let top = &group.0;
+    let (a, b) = (top.child("x/a").unwrap(), top.child("x/b").unwrap());
+    assert_eq!(a.first_missing().as_ref(), Some(top));
+    a.create().unwrap();
+    assert_eq!((a.first_missing(), b.first_missing().as_ref()), (None, Some(&b)));
+    b.create().unwrap();
+    let mut process = Process::sh("exec sleep 1000");
+    b.add_process(process.pid()).unwrap();
+    a.remove_unused(top).unwrap();
+    assert!(!a.exists() && b.exists());
+    b.remove_unused(top).unwrap();
+    assert!(b.exists(), "it has a process");
+    process.0.kill().unwrap();
+    process.0.wait().unwrap();
+    eventually(|| b.procs().unwrap().is_empty());
+    b.remove_unused(&b).unwrap();
+    assert!(!b.exists() && top.exists());
+    b.remove_unused(top).unwrap();
+    assert!(!top.exists());
+}
+
+#[test]
+fn limits_are_set_all_or_none() {
+    let group = Group::new();
+    group.0.create().unwrap();
+    let first = Resources {
+        cpu_shares: Some(512),
+        cpu_quota: Some(50_000),
+        memory_limit: Some(64 << 20),
+        memory_swap: Some(96 << 20),
+        ..Default::default()
+    };
+    group.0.set(&first).unwrap();
+    let (before, shares) = (group.0.stats().unwrap(), group.shares());
+    for bad in [
+        Resources { pids_limit: Some(i64::MAX), ..first.clone() },
+        Resources { hugepage_limits: [("3MB".into(), 1)].into(), ..first.clone() },
+    ] {
+        let more = Resources {
+            cpu_shares: Some(1024),
+            cpu_quota: Some(-1),
+            memory_limit: Some(128 << 20),
+            memory_swap: Some(-1),
+            ..bad
+        };
+        group.0.set(&more).unwrap_err();
+        let after = group.0.stats().unwrap();
+        assert_eq!(after.memory.unwrap().limit, before.memory.unwrap().limit);
+        assert_eq!(after.swap.unwrap().limit, before.swap.unwrap().limit);
+        assert_eq!(group.shares(), shares);
+    }
+    // Also where there was no limit before.
+    let fresh = Group::new();
+    fresh.0.create().unwrap();
+    let bad = Resources { pids_limit: Some(i64::MAX), ..first };
+    fresh.0.set(&bad).unwrap_err();
+    let stats = fresh.0.stats().unwrap();
+    assert_eq!((stats.memory.unwrap().limit, stats.swap.unwrap().limit), (None, None));
+}
+
+#[test]
+fn a_limit_below_what_is_in_use_is_refused() {
+    let group = Group::new();
+    group.0.create().unwrap();
+    let limit = |bytes| Resources {
+        memory_limit: Some(bytes),
+        memory_swap: Some(bytes),
+        ..Default::default()
+    };
+    group.0.set(&limit(64 << 20)).unwrap();
+    // Its buffer is full, and nobody takes more than the first byte of it.
+    let script = "read go; exec dd if=/dev/zero bs=32M count=1 2>/dev/null";
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut process = Process(command.spawn().unwrap());
+    group.0.add_process(process.pid()).unwrap();
+    drop(process.0.stdin.take());
+    let mut byte = [0];
+    std::io::Read::read_exact(process.0.stdout.as_mut().unwrap(), &mut byte).unwrap();
+    let error = group.0.set(&limit(16 << 20)).unwrap_err();
+    assert!(
+        matches!(error, Error::InUse { limit: 16_777_216, usage, .. } if usage > 32 << 20),
+        "{error:?}"
+    );
+    assert_eq!(group.0.stats().unwrap().memory.unwrap().limit, Some(64 << 20));
+    assert!(process.0.try_wait().unwrap().is_none(), "it lives");
+    group.0.set(&limit(48 << 20)).unwrap();
 }
 
 #[test]

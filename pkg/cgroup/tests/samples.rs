@@ -205,6 +205,40 @@ fn limits_of_version_2() {
 }
 
 #[test]
+fn version_2_kills_nobody_for_a_limit() {
+    let files = [("memory.max", "max\n"), ("memory.swap.max", "max\n"), ("memory.reclaim", "")];
+    let (dir, group) = v2(&files);
+    let file = |name: &str| dir.path().join(GROUP).join(name);
+    let limit = |bytes: i64| Resources {
+        memory_limit: Some(bytes),
+        memory_swap: Some(bytes),
+        ..Default::default()
+    };
+    fs::write(file("memory.current"), "4096000\n").unwrap();
+    let error = group.set(&limit(1_000_000)).unwrap_err();
+    assert!(matches!(error, Error::InUse { limit: 1_000_000, usage: 4_096_000, .. }), "{error:?}");
+    let read = |name: &str| fs::read_to_string(file(name)).unwrap();
+    assert_eq!(read("memory.reclaim"), "3096000", "as much as is too much");
+    assert_eq!(read("memory.max"), "max\n");
+    assert!(read("memory.swap.max").starts_with("max"), "it got its text back");
+    let unified = [("memory.max".to_owned(), "1000000".to_owned())].into();
+    let error = group.set(&Resources { unified, ..Default::default() }).unwrap_err();
+    assert!(matches!(error, Error::InUse { .. }), "{error:?}");
+    group.set(&limit(4_096_000)).unwrap();
+    assert!(read("memory.max").starts_with("4096000"));
+}
+
+#[test]
+fn what_moves_freezes_or_kills_is_no_limit() {
+    let (_dir, group) = v2(&[("cgroup.kill", ""), ("cgroup.procs", "")]);
+    for name in ["cgroup.kill", "cgroup.procs", "cgroup.freeze", "cgroup.subtree_control"] {
+        let unified = [(name.to_owned(), "1".to_owned())].into();
+        let error = group.set(&Resources { unified, ..Default::default() }).unwrap_err();
+        assert!(matches!(error, Error::UnifiedName { .. }), "{error:?}");
+    }
+}
+
+#[test]
 fn a_controller_that_is_off_is_named() {
     let (_dir, group) = v2(&[("cgroup.procs", "")]);
     let error = group.set(&Resources { pids_limit: Some(5), ..Default::default() }).unwrap_err();

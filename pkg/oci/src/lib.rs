@@ -34,4 +34,4 @@ pub use error::{Error, Result};
 pub use input::*;
 pub use mounts::normalise;
 pub use process::process;
-pub use spec::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS, build};
+pub use spec::{DEFAULT_MASKED_PATHS, DEFAULT_READONLY_PATHS, build, limits};

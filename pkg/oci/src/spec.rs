@@ -200,8 +200,22 @@ fn sysctls(
     Ok(Some(to_hash(input)).filter(|s| !s.is_empty()))
 }
 
+/// The `linux.resources` object of these limits, without rules for devices, as JSON: what
+/// `runtime update --resources` takes.
+///
+/// # Errors
+/// [`Error`]: a weight of block I/O that is none.
+pub fn limits(resources: &Resources) -> Result<Vec<u8>> {
+    canonical(&without_devices(resources)?)
+}
+
 fn resources(input: &SpecInput) -> Result<LinuxResources> {
-    let r: &Resources = &input.resources;
+    let mut resources = without_devices(&input.resources)?;
+    resources.set_devices(Some(devices::rules(input)));
+    Ok(resources)
+}
+
+fn without_devices(r: &Resources) -> Result<LinuxResources> {
     let mut cpu = LinuxCpu::default();
     cpu.set_shares(r.cpu_shares.filter(|v| *v != 0))
         .set_quota(r.cpu_quota.filter(|v| *v != 0).map(|v| v.max(-1)))
@@ -229,7 +243,6 @@ fn resources(input: &SpecInput) -> Result<LinuxResources> {
         .transpose()?;
     let mut resources = LinuxResources::default();
     resources
-        .set_devices(Some(devices::rules(input)))
         .set_cpu(Some(cpu).filter(|c| *c != LinuxCpu::default()))
         .set_memory(Some(memory).filter(|m| *m != LinuxMemory::default()))
         .set_pids(r.pids_limit.filter(|v| *v != 0).map(|v| {
@@ -342,6 +355,18 @@ mod tests {
         let got = json(&SpecInput { resources: unlimited, ..input() });
         let got = &got["linux"]["resources"];
         assert_eq!((&got["memory"], &got["pids"]), (&json!({"limit": -1}), &json!({"limit": -1})));
+    }
+
+    #[test]
+    fn limits_alone_have_no_devices() {
+        let some = Resources {
+            cpu_shares: Some(5),
+            hugepage_limits: [("2MB".into(), 0)].into(),
+            ..Default::default()
+        };
+        let want = r#"{"cpu":{"shares":5},"hugepageLimits":[{"limit":0,"pageSize":"2MB"}]}"#;
+        assert_eq!(String::from_utf8(limits(&some).unwrap()).unwrap(), want);
+        assert_eq!(limits(&Resources::default()).unwrap(), b"{}");
     }
 
     #[test]

@@ -256,6 +256,22 @@ impl RuntimeService for Runtime {
         answer(ContainerStatusResponse { status: Some(convert::container_status(&record)), info })
     }
 
+    async fn update_container_resources(
+        &self,
+        request: Request<UpdateContainerResourcesRequest>,
+    ) -> Answer<UpdateContainerResourcesResponse> {
+        self.0.update(request.into_inner()).await?;
+        answer(UpdateContainerResourcesResponse {})
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<UpdatePodSandboxResourcesResponse> {
+        self.0.update_pod(request.into_inner()).await?;
+        answer(UpdatePodSandboxResourcesResponse {})
+    }
+
     async fn reopen_container_log(
         &self,
         request: Request<ReopenContainerLogRequest>,

@@ -45,11 +45,6 @@ impl Request<'_> {
         let asked = security.capabilities.clone().unwrap_or_default();
         let base = self.node.default_capabilities.iter().map(|c| c.full());
         let base = oci::CapSet::from_names(base).map_err(|e| self.spec_error(e))?;
-        let rlimits = self.node.default_ulimits.iter().map(|u| oci::Rlimit {
-            name: u.name.clone(),
-            soft: u.soft,
-            hard: u.hard,
-        });
         let cwd = match (self.config.working_dir.as_str(), self.image.working_dir.as_str()) {
             ("", "") => "/",
             ("", image) => image,
@@ -71,7 +66,7 @@ impl Request<'_> {
             },
             privileged: security.privileged,
             no_new_privileges: security.no_new_privs,
-            rlimits: rlimits.collect(),
+            rlimits: super::rlimits::rlimits(&self.node.default_ulimits),
             oom_score_adj: oom.map(|r| oom_score(r.oom_score_adj)),
             ..oci::ProcessInput::default()
         })
