@@ -7,6 +7,8 @@ mod annotations;
 mod cdi;
 mod command;
 mod devices;
+#[cfg(test)]
+mod golden;
 mod mounts;
 mod namespaces;
 mod paths;
