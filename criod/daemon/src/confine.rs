@@ -68,6 +68,19 @@ impl PodLabels {
 }
 
 impl Confine {
+    /// That of a node with neither AppArmor nor SELinux.
+    #[cfg(test)]
+    pub(crate) fn without_modules(run: &Path) -> Confine {
+        Confine {
+            seccomp: true,
+            apparmor: None,
+            loaded: run.join("apparmor"),
+            loading: Mutex::default(),
+            selinux: None,
+            choosing: Mutex::default(),
+        }
+    }
+
     /// Asks the kernel.
     pub(crate) fn detect(config: &Config, run: &Path) -> Result<Confine> {
         let sys = Path::new("/sys");

@@ -108,6 +108,10 @@ impl Request<'_> {
             host: self.host,
             ..SpecInput::default()
         };
+        if input.namespaces.cgroup == oci::Ns::Host {
+            input.cgroup_options = self.hierarchy.v2_flags().to_vec();
+        }
+        input.devices_as_unprivileged = self.handler.privileged_without_host_devices;
         self.add_devices(privileged, &mut input)?;
         input.mounts.extend(self.writable_folders(&input.mounts));
         capabilities(&security.capabilities.clone().unwrap_or_default())?;

@@ -49,7 +49,19 @@ struct Inner {
     beside: Option<Mount>,
     /// Controllers of version 2.
     v2_controllers: Vec<String>,
+    /// What the mount of a version 2 node says of the whole hierarchy.
+    v2_flags: Vec<String>,
 }
+
+/// Options of a version 2 mount that hold for the hierarchy, wherever it is mounted.
+const FLAGS: [&str; 6] = [
+    "nsdelegate",
+    "favordynmods",
+    "memory_localevents",
+    "memory_recursiveprot",
+    "memory_hugetlb_accounting",
+    "pids_localevents",
+];
 
 /// In which order hierarchies are gone through; named and unknown ones follow by alphabet. The
 /// freezer is last but one so that a group that can be frozen has its limits already, `systemd`
@@ -128,6 +140,13 @@ impl Hierarchy {
         &self.0.v2_controllers
     }
 
+    /// Options of a version 2 node's mount that hold for the whole hierarchy. Whoever mounts it once
+    /// more in the node's own cgroup namespace sets them for all, and without them takes them away.
+    #[must_use]
+    pub fn v2_flags(&self) -> &[String] {
+        &self.0.v2_flags
+    }
+
     /// The hierarchy that a controller is in: on version 2 the only one, whether or not the
     /// controller is there.
     #[must_use]
@@ -187,12 +206,17 @@ fn parse(mountinfo: &str, own: &str) -> Result<Inner> {
 
     let mut v1: Vec<Mount> = Vec::new();
     let mut v2: Vec<Mount> = Vec::new();
+    let mut flags: Vec<String> = Vec::new();
     for line in mountinfo.lines() {
         let Some((mountpoint, fs_type, super_options)) = mountinfo_fields(line) else {
             continue;
         };
         match fs_type {
-            "cgroup2" => v2.push(Mount { controllers: Vec::new(), mountpoint, own: own_path(&[]) }),
+            "cgroup2" => {
+                v2.push(Mount { controllers: Vec::new(), mountpoint, own: own_path(&[]) });
+                let given = super_options.split(',').filter(|o| FLAGS.contains(o));
+                flags = given.map(str::to_owned).collect();
+            }
             "cgroup" => {
                 let mut controllers: Vec<String> = super_options
                     .split(',')
@@ -223,13 +247,13 @@ fn parse(mountinfo: &str, own: &str) -> Result<Inner> {
     match (controllers_in_v1, beside) {
         (true, None) => Ok(of(Mode::V1, v1, None)),
         (true, Some(v2)) => Ok(of(Mode::Hybrid, v1, Some(v2))),
-        (false, Some(v2)) => Ok(of(Mode::V2, vec![v2], None)),
+        (false, Some(v2)) => Ok(Inner { v2_flags: flags, ..of(Mode::V2, vec![v2], None) }),
         (false, None) => Err(Error::NoHierarchy),
     }
 }
 
 fn of(mode: Mode, mounts: Vec<Mount>, beside: Option<Mount>) -> Inner {
-    Inner { mode, mounts, beside, v2_controllers: Vec::new() }
+    Inner { mode, mounts, beside, v2_controllers: Vec::new(), v2_flags: Vec::new() }
 }
 
 impl Mount {
@@ -322,6 +346,7 @@ mod tests {
         let v2 = "30 24 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
         let v2 = Hierarchy::parse(v2, "0::/system.slice/x.service\n").unwrap();
         assert_eq!(v2.mode(), Mode::V2);
+        assert_eq!(v2.v2_flags(), ["nsdelegate"]);
         assert_eq!(v2.mounts()[0].own, "/system.slice/x.service");
         // A version 2 node whose init wants its own name=systemd hierarchy.
         let named =

@@ -51,7 +51,7 @@ const MAX_DEPTH: usize = 8;
 /// The rules of a spec, in the order in which the runtime applies them.
 pub(crate) fn rules(input: &SpecInput) -> Vec<LinuxDeviceCgroup> {
     let mut rules = Vec::new();
-    if input.privileged {
+    if input.privileged && !input.devices_as_unprivileged {
         rules.push(rule(true, DeviceKind::All, None, None, "rwm"));
     } else {
         rules.push(rule(false, DeviceKind::All, None, None, "rwm"));
@@ -242,6 +242,9 @@ mod tests {
         let rules = rules(&SpecInput { privileged: true, ..Default::default() });
         assert_eq!(rules.len(), 1);
         assert!(rules[0].allow() && rules[0].access().as_deref() == Some("rwm"));
+        let fewer =
+            SpecInput { privileged: true, devices_as_unprivileged: true, ..Default::default() };
+        assert_eq!(super::rules(&fewer), super::rules(&SpecInput::default()));
     }
 
     #[test]

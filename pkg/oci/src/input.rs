@@ -32,6 +32,9 @@ pub struct SpecInput {
     /// Whether `/sys/fs/cgroup` is writable although the container is not privileged (an init
     /// system inside wants it).
     pub writable_cgroup: bool,
+    /// Further options of `/sys/fs/cgroup`. On cgroup v2 with the host's cgroup namespace: what the
+    /// host has it mounted with, as mounting it once more sets that for all.
+    pub cgroup_options: Vec<String>,
     /// The namespaces.
     pub namespaces: Namespaces,
     /// `linux.cgroupsPath`: `/a/b` for cgroupfs, `slice:prefix:name` for systemd. Empty leaves
@@ -39,10 +42,12 @@ pub struct SpecInput {
     pub cgroups_path: String,
     /// Limits on what the container may use.
     pub resources: Resources,
-    /// Whether the container is privileged: all grantable capabilities, all devices of
-    /// [`SpecInput::devices`], `/sys` and cgroups writable, nothing masked. Seccomp and labels
+    /// Whether the container is privileged: all grantable capabilities, the right to use any device,
+    /// `/sys` and cgroups writable, nothing masked. Seccomp and labels
     /// are the caller's decision.
     pub privileged: bool,
+    /// Whether a privileged container may use no more devices than any other.
+    pub devices_as_unprivileged: bool,
     /// Paths to hide. `None` is the default list; an empty list hides nothing; any other list is
     /// added to the default one. Without effect for a privileged container.
     pub masked_paths: Option<Vec<String>>,

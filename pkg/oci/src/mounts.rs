@@ -103,6 +103,8 @@ fn defaults(input: &SpecInput) -> Vec<(&'static str, Mount)> {
     } else {
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"])
     };
+    let mut cgroup = vec!["nosuid", "noexec", "nodev", "relatime", cgroup_access];
+    cgroup.extend(input.cgroup_options.iter().map(String::as_str));
     vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -115,12 +117,7 @@ fn defaults(input: &SpecInput) -> Vec<(&'static str, Mount)> {
         ),
         mqueue,
         sys,
-        mount(
-            "/sys/fs/cgroup",
-            "cgroup",
-            "cgroup",
-            &["nosuid", "noexec", "nodev", "relatime", cgroup_access],
-        ),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup),
     ]
 }
 

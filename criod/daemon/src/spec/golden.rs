@@ -19,12 +19,14 @@ use std::sync::Arc;
 use api_cri::v1::{ContainerConfig, PodSandboxConfig};
 use criod_config::{Config, RuntimeHandler};
 use namespace::Pinned;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use oci::{Arch, CapSet, Host, SpecInput};
 use registry::image::ContainerDefaults;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::Request;
+use super::{Labels, Request};
+use crate::confine::Confine;
 use crate::features::Features;
 use crate::record::{PodRecord, PodState, Wire};
 
@@ -38,7 +40,8 @@ const V1: &str = "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,
 const V1_OWN: &str =
     "7:pids:/\n6:hugetlb:/\n5:cpuset:/\n4:memory:/\n3:cpu,cpuacct:/\n2:devices:/\n";
 /// A node with version 2.
-const V2: &str = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+const V2: &str =
+    "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n";
 const V2_OWN: &str = "0::/\n";
 
 /// The id of every container here.
@@ -56,9 +59,11 @@ struct Case {
     v2: bool,
     /// The pid of another container's first process.
     target: Option<i32>,
+    /// Where the images of its volumes are mounted.
+    volumes: crate::volumes::Sources,
 }
 
-/// What of a node a spec is made from.
+/// What of a node a spec is made from. One folder of it is a mount that passes mounts on.
 struct Place {
     dir: TempDir,
 }
@@ -67,7 +72,9 @@ impl Place {
     fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
         let place = Place { dir };
-        for folder in ["pod/shm", "ns", "root/etc", "volumes/data", "volumes/config", "cdi"] {
+        for folder in
+            ["pod/shm", "ns", "root/etc", "volumes/data", "volumes/shared", "volumes/config", "cdi"]
+        {
             fs::create_dir_all(place.path(folder)).unwrap();
         }
         for file in ["pod/resolv.conf", "pod/hosts", "pod/hostname", "volumes/hosts", "volumes/log"]
@@ -89,6 +96,16 @@ impl Place {
         fs::write(place.path("root/etc/group"), "root:x:0:\nweb:x:1000:\nlogs:x:1500:web\n")
             .unwrap();
         fs::write(place.path("cdi/vendor.yaml"), pods::CDI).unwrap();
+        mount(
+            Some("golden"),
+            &place.path("volumes/shared"),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .unwrap();
+        let none = None::<&str>;
+        mount(none, &place.path("volumes/shared"), none, MsFlags::MS_SHARED, none).unwrap();
         place
     }
 
@@ -109,6 +126,7 @@ impl Place {
             host_ports: Vec::new(),
             infra_pid: 1,
             stopping: false,
+            selinux: None,
         };
         let (mounts, own) = if case.v2 { (V2, V2_OWN) } else { (V1, V1_OWN) };
         let user = super::user(&case.container, &case.image, &self.path("root")).unwrap();
@@ -140,7 +158,13 @@ impl Place {
             },
             hierarchy: &cgroup::Hierarchy::parse(mounts, own).unwrap(),
             cgroup: &format!("/kubepods/pod1/crio-{ID}"),
+            confine: &Confine::without_modules(&self.path("")),
+            labels: &Labels::default(),
             target_pid: case.target,
+            dir: &self.path("record"),
+            run: &self.path("run"),
+            infra: false,
+            volumes: &case.volumes,
         };
         let mut input = request.build(&user).unwrap();
         // Every node has these two.
@@ -220,6 +244,13 @@ fn filled(list: &[Value], indent: usize) -> String {
         }
     }
     format!("{text}\n{end}]")
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Nothing is mounted where making the place failed.
+        let _ = umount2(&self.path("volumes/shared"), MntFlags::MNT_DETACH);
+    }
 }
 
 #[test]

@@ -100,7 +100,11 @@ impl Request<'_> {
             ipc: pinned(NsKind::Ipc, modes.ipc == NamespaceMode::Node as i32)?,
             uts: pinned(NsKind::Uts, host_network)?,
             pid,
-            cgroup: if self.hierarchy.is_v2() { Ns::New } else { Ns::Host },
+            // A privileged one is to see the node's cgroups.
+            cgroup: match self.hierarchy.is_v2() && !security.privileged {
+                true => Ns::New,
+                false => Ns::Host,
+            },
             ..oci::Namespaces::default()
         })
     }

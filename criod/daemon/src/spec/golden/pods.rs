@@ -166,6 +166,7 @@ pub(super) fn all(place: &Place) -> Vec<Case> {
             handler: RuntimeHandler::at("/usr/bin/runc"),
             v2: true,
             target: None,
+            volumes: Default::default(),
         };
         change(&mut case);
         case
@@ -234,10 +235,8 @@ pub(super) fn all(place: &Place) -> Vec<Case> {
                 (m.network, m.pid, m.ipc) = (node, node, node);
             });
             c.pod.hostname.clear();
-            c.container.mounts.push(Mount {
-                propagation: MountPropagation::PropagationPrivate as i32,
-                ..mount("/", "/host")
-            });
+            let propagation = MountPropagation::PropagationBidirectional as i32;
+            c.container.mounts.push(Mount { propagation, ..mount(&volume("shared"), "/host") });
         }),
         case("host-network", &|c| {
             c.pod.hostname.clear();
@@ -294,6 +293,31 @@ pub(super) fn all(place: &Place) -> Vec<Case> {
                 mount(&volume("data"), "/data"),
                 Mount { readonly: true, ..mount(&volume("data"), "/data/deeper/config") },
             ]);
+        }),
+        case("propagation", &|c| {
+            let with = |propagation: MountPropagation, at: &str| Mount {
+                propagation: propagation as i32,
+                ..mount(&volume("shared"), at)
+            };
+            c.container.mounts.extend([
+                with(MountPropagation::PropagationPrivate, "/private"),
+                with(MountPropagation::PropagationHostToContainer, "/slave"),
+                with(MountPropagation::PropagationBidirectional, "/shared"),
+            ]);
+        }),
+        case("recursive-readonly", &|c| {
+            c.container.mounts.push(Mount {
+                readonly: true,
+                recursive_read_only: true,
+                mount_options: words(&["noexec"]),
+                ..mount(&volume("data"), "/data")
+            });
+        }),
+        case("image-volume", &|c| {
+            let image = "registry/test/data:1".to_owned();
+            let image = Some(ImageSpec { image, ..Default::default() });
+            c.volumes.insert(c.container.mounts.len(), place.path("run/volumes/3"));
+            c.container.mounts.push(Mount { readonly: true, image, ..mount("", "/models") });
         }),
         case("device", &|c| {
             c.container.devices = vec![
