@@ -7,6 +7,7 @@ mod annotations;
 mod cdi;
 mod command;
 mod devices;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod paths;
@@ -113,6 +114,7 @@ impl Request<'_> {
         input.process.apparmor_profile = self.apparmor(&security)?;
         input.process.selinux_label = Some(self.labels.process.clone());
         self.add_cdi_devices(&mut input)?;
+        self.add_hooks(&mut input)?;
         Ok(input)
     }
 

@@ -414,3 +414,34 @@ fn a_runtime_is_told_not_to_pivot() {
     assert!(others.iter().all(|l| !l.contains("--no-pivot")), "{calls}");
     criod.finish();
 }
+
+#[test]
+fn hooks_of_the_node_run_where_they_are_meant_to() {
+    let text = "[crio.runtime]\nhooks_dir = [\"DIR/hooks\", \"DIR/more\"]\n";
+    let criod = with_config(text, &[], |dir| fs::create_dir(dir.join("hooks")).unwrap());
+    criod.script("bin/hook", "#!/bin/sh\necho \"$1\" >> DIR/ran\n");
+    let program = criod.dir.join("bin/hook");
+    let hook = |name: &str, when: serde_json::Value, stages: &[&str]| {
+        let hook = serde_json::json!({"path": program, "args": ["hook", name]});
+        let text = serde_json::json!({
+            "version": "1.0.0", "hook": hook, "when": when, "stages": stages,
+        });
+        fs::write(criod.dir.join("hooks").join(name), text.to_string()).unwrap();
+    };
+    hook("first.json", serde_json::json!({"always": true}), &["prestart"]);
+    hook("last.json", serde_json::json!({"commands": ["sleep$"]}), &["poststop"]);
+    hook("never.json", serde_json::json!({"annotations": {"a": "b"}}), &["createRuntime"]);
+    hook("noted.json", serde_json::json!({"annotations": {"^note$": "1"}}), &["poststart"]);
+    let mut config = criod.host_pod("hooks");
+    config.annotations.insert("note".into(), "1".into());
+    let pod = criod.run_pod(&config).unwrap();
+    let id = criod.run(&pod, &idle("one"), &config);
+    criod.remove(&id).unwrap();
+    let ran = fs::read_to_string(criod.dir.join("ran")).unwrap();
+    assert_eq!(ran, "first.json\nnoted.json\nlast.json\n");
+    // One that cannot be understood guards nothing: no container starts without it.
+    fs::write(criod.dir.join("hooks/odd.json"), "{").unwrap();
+    let refused = criod.create(&pod, &idle("two"), &config).unwrap_err();
+    assert!(refused.message().contains("odd.json"), "{refused:?}");
+    criod.finish();
+}
