@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -443,5 +443,48 @@ fn hooks_of_the_node_run_where_they_are_meant_to() {
     fs::write(criod.dir.join("hooks/odd.json"), "{").unwrap();
     let refused = criod.create(&pod, &idle("two"), &config).unwrap_err();
     assert!(refused.message().contains("odd.json"), "{refused:?}");
+    criod.finish();
+}
+
+/// What is there when it is looked at, and gone when the runtime mounts it.
+#[test]
+fn a_source_that_vanishes_meanwhile_is_an_error_that_leaves_nothing() {
+    let text = r#"
+        [crio.runtime.runtimes.thief]
+        runtime_path = "DIR/bin/thief"
+    "#;
+    let criod = with_config(text, &[], |dir| {
+        let steal =
+            "#!/bin/sh\ncase \"$*\" in *' create '*) rm -rf DIR/gone;; esac\nexec runc \"$@\"\n";
+        let thief = dir.join("bin/thief");
+        fs::create_dir(dir.join("bin")).unwrap();
+        fs::write(&thief, steal.replace("DIR", &dir.to_string_lossy())).unwrap();
+        fs::set_permissions(&thief, fs::Permissions::from_mode(0o755)).unwrap();
+    });
+    let config = criod.host_pod("thief");
+    let pod = criod.run_pod_with(&config, "thief").unwrap();
+    let gone = criod.dir.join("gone");
+    fs::create_dir(&gone).unwrap();
+    let mut one = idle("one");
+    one.mounts = vec![mount(&gone, "/mnt")];
+    let refused = criod.create(&pod, &one, &config).unwrap_err();
+    assert!(refused.message().contains(gone.to_str().unwrap()), "{refused:?}");
+    assert!(criod.containers().is_empty());
+    criod.finish();
+}
+
+#[test]
+fn a_link_to_a_path_that_is_no_text_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let criod = Criod::start(Options::default());
+    let odd = criod.dir.join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+    fs::create_dir(&odd).unwrap();
+    symlink(&odd, criod.dir.join("link")).unwrap();
+    let config = criod.host_pod("odd");
+    let pod = criod.run_pod(&config).unwrap();
+    let mut one = idle("one");
+    one.mounts = vec![mount(criod.dir.join("link"), "/mnt")];
+    let refused = criod.create(&pod, &one, &config).unwrap_err();
+    assert!(refused.message().contains("UTF-8"), "{refused:?}");
     criod.finish();
 }
