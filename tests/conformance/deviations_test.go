@@ -39,6 +39,18 @@ var deviations = map[string]map[string]string{
 		"TestContainerUsers/supplemental_groups,_strict": "the field is younger",
 		"TestContainerUsers/name_in_the_image":           "the groups of the image's user are left out",
 
+		"TestImageVolume":                   "the field is younger",
+		"TestImageVolumeIsToldWithItsID":    "the field is younger",
+		"TestImageVolumeSubPaths":           "the field is younger",
+		"TestImageVolumeBadRequests":        "the field is younger",
+		"TestImageVolumeKeepsItsImage":      "the field is younger",
+		"TestMountOptions":                  "the field is younger",
+		"TestMountReadonlyAndWhatLiesBelow": "the field is younger",
+		"TestMountsThatAreRefused":          "most are accepted, or found when the container starts",
+		"TestDeviceBadRequests":             "found when the container starts",
+		"TestVolumesThatAnImageDeclares":    "a volume at /proc is mounted, which the runtime refuses",
+		"TestMountThroughALinkOfTheImage":   "a volume at /proc is mounted, which the runtime refuses",
+
 		"TestExecSyncBadAndUnknown":                          "a negative timeout is accepted",
 		"TestExecSyncOutputIsBounded/20_MiB_to_stdout":       "the bound leaves no room for the message around it",
 		"TestExecSyncOutputIsBounded/20_MiB_to_stderr":       "the bound leaves no room for the message around it",

@@ -186,8 +186,8 @@ keyed! {
         cdi_spec_dirs: Vec<PathBuf> = vec!["/etc/cdi".into(), "/var/run/cdi".into()];
         /// Whether devices belong to the user and group that the container runs as.
         device_ownership_from_security_context: bool = false => no_env();
-        /// Folders of OCI hooks.
-        hooks_dir: Vec<PathBuf> = vec!["/usr/share/containers/oci/hooks.d".into()] => accepted();
+        /// Folders of OCI hooks, oci-hooks(5) of version 1.0.0; later ones win.
+        hooks_dir: Vec<PathBuf> = vec!["/usr/share/containers/oci/hooks.d".into()];
         /// Folders and files that every container gets a copy of, "/SRC:/DST".
         default_mounts: Vec<String> = Vec::new();
         /// A file of such lines; empty is /etc/containers/mounts.conf, else the one below /usr/share.

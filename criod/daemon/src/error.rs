@@ -62,6 +62,8 @@ pub(crate) enum Kind {
     /// The kubelet knows it by its first word.
     #[error("ImageVolumeMountFailed: mount {at:?}")]
     ImageVolume { at: String, source: Error },
+    #[error("hooks of container {id}")]
+    Hooks { id: String, source: hooks::Error },
     #[error("spec of container {id}")]
     Spec { id: String, source: oci::Error },
     #[error("cgroup {name}")]
@@ -166,7 +168,7 @@ impl Error {
             Kind::Ambiguous { .. } | Kind::Invalid(_) => Code::InvalidArgument,
             Kind::Spec { .. } => Code::InvalidArgument,
             Kind::Namespaces { source, .. } if of_sysctl(source) => Code::InvalidArgument,
-            Kind::Precondition(_) => Code::FailedPrecondition,
+            Kind::Hooks { .. } | Kind::Precondition(_) => Code::FailedPrecondition,
             Kind::Exists(_) => Code::AlreadyExists,
             Kind::Exhausted(_) => Code::ResourceExhausted,
             Kind::Unsupported(_) => Code::Unimplemented,

@@ -23,6 +23,8 @@ pub(crate) const FILES: [(&str, &str); 3] =
 
 /// Size of the file system that a pod's files are on, in bytes: containers may write to them.
 const FILES_SIZE: u64 = 1 << 20;
+/// The longest resolv.conf that a pod is given, in bytes. The kubelet's has 2 KiB of searches at most.
+const RESOLV_CONF: usize = 64 << 10;
 /// Size of a pod's /dev/shm in bytes, as other runtimes have it.
 const SHM_SIZE: u64 = 64 << 20;
 
@@ -60,8 +62,8 @@ pub(crate) fn prepare(
 /// The text of resolv.conf for a DNS configuration.
 fn resolv_conf(dns: &DnsConfig) -> Result<String> {
     let all = dns.servers.iter().chain(&dns.searches).chain(&dns.options);
-    if let Some(bad) = all.into_iter().find(|w| w.contains(['\n', '\r'])) {
-        return Err(Error::invalid(format!("dns_config: line break in {bad:?}")));
+    if let Some(bad) = all.into_iter().find(|w| w.contains(['\n', '\r', '\0'])) {
+        return Err(Error::invalid(format!("dns_config: {bad:?} is more than one line")));
     }
     let mut text = String::new();
     if !dns.searches.is_empty() {
@@ -72,6 +74,10 @@ fn resolv_conf(dns: &DnsConfig) -> Result<String> {
     }
     if !dns.options.is_empty() {
         text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    if text.len() > RESOLV_CONF {
+        let text = format!("dns_config: {} bytes are more than {RESOLV_CONF}", text.len());
+        return Err(Error::invalid(text));
     }
     Ok(text)
 }
@@ -151,8 +157,10 @@ mod tests {
             resolv_conf(&dns).unwrap(),
             "search a.svc svc\nnameserver 10.96.0.10\nnameserver ::1\noptions ndots:5\n"
         );
-        let evil = DnsConfig { servers: vec!["1.1.1.1\nsearch evil".into()], ..dns };
+        let evil = DnsConfig { servers: vec!["1.1.1.1\nsearch evil".into()], ..dns.clone() };
         assert!(resolv_conf(&evil).is_err());
+        let long = DnsConfig { searches: vec!["a.svc".into(); 20_000], ..dns };
+        assert!(resolv_conf(&long).is_err());
     }
 
     #[test]

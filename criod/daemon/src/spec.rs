@@ -9,6 +9,7 @@ mod command;
 mod devices;
 #[cfg(test)]
 mod golden;
+mod hooks;
 mod mounts;
 mod namespaces;
 mod paths;
@@ -119,6 +120,7 @@ impl Request<'_> {
         input.process.apparmor_profile = self.apparmor(&security)?;
         input.process.selinux_label = Some(self.labels.process.clone());
         self.add_cdi_devices(&mut input)?;
+        self.add_hooks(&mut input)?;
         Ok(input)
     }
 

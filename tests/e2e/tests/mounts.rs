@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -412,5 +412,79 @@ fn a_runtime_is_told_not_to_pivot() {
     let (create, others): (Vec<_>, Vec<_>) = calls.lines().partition(|l| l.contains(" create "));
     assert!(create.len() == 1 && create[0].contains(" --no-pivot "), "{calls}");
     assert!(others.iter().all(|l| !l.contains("--no-pivot")), "{calls}");
+    criod.finish();
+}
+
+#[test]
+fn hooks_of_the_node_run_where_they_are_meant_to() {
+    let text = "[crio.runtime]\nhooks_dir = [\"DIR/hooks\", \"DIR/more\"]\n";
+    let criod = with_config(text, &[], |dir| fs::create_dir(dir.join("hooks")).unwrap());
+    criod.script("bin/hook", "#!/bin/sh\necho \"$1\" >> DIR/ran\n");
+    let program = criod.dir.join("bin/hook");
+    let hook = |name: &str, when: serde_json::Value, stages: &[&str]| {
+        let hook = serde_json::json!({"path": program, "args": ["hook", name]});
+        let text = serde_json::json!({
+            "version": "1.0.0", "hook": hook, "when": when, "stages": stages,
+        });
+        fs::write(criod.dir.join("hooks").join(name), text.to_string()).unwrap();
+    };
+    hook("first.json", serde_json::json!({"always": true}), &["prestart"]);
+    hook("last.json", serde_json::json!({"commands": ["sleep$"]}), &["poststop"]);
+    hook("never.json", serde_json::json!({"annotations": {"a": "b"}}), &["createRuntime"]);
+    hook("noted.json", serde_json::json!({"annotations": {"^note$": "1"}}), &["poststart"]);
+    let mut config = criod.host_pod("hooks");
+    config.annotations.insert("note".into(), "1".into());
+    let pod = criod.run_pod(&config).unwrap();
+    let id = criod.run(&pod, &idle("one"), &config);
+    criod.remove(&id).unwrap();
+    let ran = fs::read_to_string(criod.dir.join("ran")).unwrap();
+    assert_eq!(ran, "first.json\nnoted.json\nlast.json\n");
+    // One that cannot be understood guards nothing: no container starts without it.
+    fs::write(criod.dir.join("hooks/odd.json"), "{").unwrap();
+    let refused = criod.create(&pod, &idle("two"), &config).unwrap_err();
+    assert!(refused.message().contains("odd.json"), "{refused:?}");
+    criod.finish();
+}
+
+/// What is there when it is looked at, and gone when the runtime mounts it.
+#[test]
+fn a_source_that_vanishes_meanwhile_is_an_error_that_leaves_nothing() {
+    let text = r#"
+        [crio.runtime.runtimes.thief]
+        runtime_path = "DIR/bin/thief"
+    "#;
+    let criod = with_config(text, &[], |dir| {
+        let steal =
+            "#!/bin/sh\ncase \"$*\" in *' create '*) rm -rf DIR/gone;; esac\nexec runc \"$@\"\n";
+        let thief = dir.join("bin/thief");
+        fs::create_dir(dir.join("bin")).unwrap();
+        fs::write(&thief, steal.replace("DIR", &dir.to_string_lossy())).unwrap();
+        fs::set_permissions(&thief, fs::Permissions::from_mode(0o755)).unwrap();
+    });
+    let config = criod.host_pod("thief");
+    let pod = criod.run_pod_with(&config, "thief").unwrap();
+    let gone = criod.dir.join("gone");
+    fs::create_dir(&gone).unwrap();
+    let mut one = idle("one");
+    one.mounts = vec![mount(&gone, "/mnt")];
+    let refused = criod.create(&pod, &one, &config).unwrap_err();
+    assert!(refused.message().contains(gone.to_str().unwrap()), "{refused:?}");
+    assert!(criod.containers().is_empty());
+    criod.finish();
+}
+
+#[test]
+fn a_link_to_a_path_that_is_no_text_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let criod = Criod::start(Options::default());
+    let odd = criod.dir.join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+    fs::create_dir(&odd).unwrap();
+    symlink(&odd, criod.dir.join("link")).unwrap();
+    let config = criod.host_pod("odd");
+    let pod = criod.run_pod(&config).unwrap();
+    let mut one = idle("one");
+    one.mounts = vec![mount(criod.dir.join("link"), "/mnt")];
+    let refused = criod.create(&pod, &one, &config).unwrap_err();
+    assert!(refused.message().contains("UTF-8"), "{refused:?}");
     criod.finish();
 }

@@ -114,20 +114,8 @@ impl Place {
     }
 
     fn input(&self, case: &Case) -> SpecInput {
-        let pod = PodRecord {
-            id: "feed0000".repeat(8),
-            config: Wire(case.pod.clone()),
-            handler: String::new(),
-            state: PodState::Ready,
-            created_at: 0,
-            boot_id: String::new(),
-            ips: Vec::new(),
-            attached: true,
-            host_ports: Vec::new(),
-            infra_pid: 1,
-            stopping: false,
-            selinux: None,
-        };
+        let mut pod = PodRecord::new("feed0000".repeat(8), case.pod.clone(), 0, "");
+        pod.infra_pid = 1;
         let (mounts, own) = if case.v2 { (V2, V2_OWN) } else { (V1, V1_OWN) };
         let user = super::user(&case.container, &case.image, &self.path("root")).unwrap();
         let request = Request {
