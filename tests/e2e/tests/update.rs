@@ -208,11 +208,11 @@ fn limits_of_the_configuration() {
     assert_eq!(limit(&criod, "configured", &id, "pids.max", "pids.max"), "50");
     let (_, text) = criod.exec(&id, &["cat", "/proc/1/limits", "/proc/self/limits"]).unwrap();
     let files: Vec<_> = text.lines().filter(|l| l.starts_with("Max open files")).collect();
-    assert_eq!(files.len(), 2, "of the first process, and of a command");
-    assert!(
-        files.iter().all(|l| l.split_whitespace().collect::<Vec<_>>()[3..5] == ["1000", "2000"]),
-        "{files:?}"
-    );
+    let values = |line: &str| line.split_whitespace().skip(3).take(2).collect::<Vec<_>>().join(":");
+    let files: Vec<_> = files.into_iter().map(values).collect();
+    // Of the first process, and of a command; runc before 1.1.13 raises the soft limit of the latter
+    // at times.
+    assert!(files[0] == "1000:2000" && files[1].ends_with(":2000"), "{files:?}");
     criod.finish();
 }
 
