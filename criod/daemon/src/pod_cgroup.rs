@@ -96,22 +96,28 @@ impl Node {
 
     fn make_parent(&self, pod: &Pod, record: &PodRecord, group: &Cgroup) -> Result<()> {
         let _parents = lock(&PARENTS);
+        // What has been made for other pods, which may be gone before this one.
+        let others = self.all_pods().into_iter().map(|p| p.record.get());
+        let others: Vec<_> =
+            others.filter(|r| r.id != pod.id && !r.cgroup_top.is_empty()).collect();
         let Some(top) = group.first_missing() else {
-            // It is the kubelet's, or that of an earlier pod, which may be gone before this one.
-            let of_earlier = self.all_pods().into_iter().find_map(|other| {
-                let r = other.record.get();
-                let same = r.id != pod.id && !r.cgroup_top.is_empty() && parent(&r) == group.name();
-                same.then(|| r.cgroup_top.clone())
-            });
-            if let Some(top) = of_earlier {
-                pod.record.update(Save::Now, |r| r.cgroup_top = top)?;
+            if let Some(other) = others.iter().find(|other| parent(other) == group.name()) {
+                pod.record.update(Save::Now, |r| r.cgroup_top.clone_from(&other.cgroup_top))?;
             }
             return Ok(());
         };
-        // What is above the pods that name none is all theirs.
-        let top = if asked_parent(record).is_empty() { group } else { &top };
+        let within = |above: &str| {
+            group.name().strip_prefix(above).is_some_and(|rest| rest.starts_with('/'))
+        };
+        let above = others.iter().map(|r| r.cgroup_top.as_str()).find(|top| within(top));
+        let top = match above {
+            Some(above) => above,
+            // Where the pods are that name none is all theirs.
+            None if asked_parent(record).is_empty() => group.name(),
+            None => top.name(),
+        };
         pod.record.update(Save::Now, |r| {
-            r.cgroup_top = top.name().to_owned();
+            r.cgroup_top = top.to_owned();
             r.cgroup_own = true;
         })?;
         group.create().map_err(|source| failed(group, source))?;

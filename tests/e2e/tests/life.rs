@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use e2e::daemon::{BUSYBOX, Criod, EXITED, Options, READY, container, lines, numbers};
 use e2e::eventually;
+use e2e::monitor::cgroup_dir;
 
 /// Debian's crun refuses a hybrid hierarchy, so it has to see one without its second half.
 const CRUN: &str = r#"#!/bin/sh
@@ -91,11 +92,12 @@ fn in_the_default_cgroup_and_without_asking_for_logs() {
     assert_eq!(criod.ended(&id).exit_code, 0);
     let log = criod.status(&id).unwrap().log_path;
     assert_eq!(lines(log.as_ref()), [("stdout".to_owned(), "hello".to_owned())]);
+    let group = cgroup_dir("pids", "x").with_file_name(format!("crio/pod{pod}"));
+    assert!(group.join(format!("crio-{id}")).exists());
+    assert!(group.join(format!("crio-{pod}")).exists(), "by it cAdvisor knows the pod");
     criod.remove_pod(&pod).unwrap();
     assert!(e2e::daemon::processes(&id).is_empty());
-    assert!(
-        !e2e::monitor::cgroup_dir("pids", "x").with_file_name(format!("crio/crio-{id}")).exists()
-    );
+    assert!(!group.exists());
     criod.finish();
 }
 
