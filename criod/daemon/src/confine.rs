@@ -262,8 +262,10 @@ pub(crate) fn labels(
     options: &Options<'_>,
     level: &str,
 ) -> Result<Labels> {
-    let bad = |e| Error::invalid(format!("selinux_options: {}", told(&e)));
-    selinux.labels(kind, options, level).map_err(bad)
+    selinux.labels(kind, options, level).map_err(|e| match *options == Options::default() {
+        true => Error::precondition(format!("selinux: {}", told(&e))),
+        false => Error::invalid(format!("selinux_options: {}", told(&e))),
+    })
 }
 
 /// What SELinux takes a container for.
