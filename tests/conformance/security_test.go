@@ -233,14 +233,14 @@ func TestAppArmorWhereTheKernelHasNone(t *testing.T) {
 func TestProcMountUnmasked(t *testing.T) {
 	ctx := spec(t)
 	p := runPod(t, ctx)
-	look := "[ -c /proc/kcore ] && echo hidden; awk '$5 ~ \"^/proc/(sys|bus)$\" {print $5}' /proc/self/mountinfo | sort"
+	look := "awk '$5 ~ \"^/proc/(sys|bus|interrupts)$\" {print $5}' /proc/self/mountinfo | sort"
 	with := func(masked, readonly []string) string {
 		k, _ := p.finish(look, func(c *cri.ContainerConfig) {
 			c.Linux.SecurityContext.MaskedPaths, c.Linux.SecurityContext.ReadonlyPaths = masked, readonly
 		})
 		return k.output()
 	}
-	if got := with([]string{"/proc/kcore"}, []string{"/proc/bus", "/proc/sys"}); got != "hidden\n/proc/bus\n/proc/sys\n" {
+	if got := with([]string{"/proc/interrupts"}, []string{"/proc/bus", "/proc/sys"}); got != "/proc/bus\n/proc/interrupts\n/proc/sys\n" {
 		t.Errorf("masked: %q", got)
 	}
 	if got := with(nil, nil); got != "" {
@@ -251,7 +251,7 @@ func TestProcMountUnmasked(t *testing.T) {
 	}
 	// Who says nothing of security at all is no worse off than who asks for the defaults.
 	k, _ := p.finish(look, func(c *cri.ContainerConfig) { c.Linux = nil })
-	if got := k.output(); got != "hidden\n/proc/bus\n/proc/sys\n" {
+	if got := k.output(); got != "/proc/bus\n/proc/interrupts\n/proc/sys\n" {
 		t.Errorf("by default: %q", got)
 	}
 }
@@ -263,7 +263,7 @@ func TestPrivileged(t *testing.T) {
 		s := c.Linux.SecurityContext
 		s.Privileged = true
 		s.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
-		s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/kcore"}, []string{"/proc/sys"}
+		s.MaskedPaths, s.ReadonlyPaths = []string{"/proc/interrupts"}, []string{"/proc/sys"}
 	})
 	bounding := func(status string) string {
 		_, after, _ := strings.Cut(status, "CapBnd:\t")
@@ -278,7 +278,7 @@ func TestPrivileged(t *testing.T) {
 	if !strings.Contains(inside, "\nSeccomp:\t0\n") {
 		t.Error("confined by seccomp")
 	}
-	if got := k.exec("[ -c /proc/kcore ] && echo hidden; mkdir /tmp/m && mount -t tmpfs none /tmp/m && echo mounted; [ -e /dev/kmsg ] && echo devices"); got != "mounted\ndevices\n" {
+	if got := k.exec("grep -c ' /proc/interrupts ' /proc/self/mountinfo; mkdir /tmp/m && mount -t tmpfs none /tmp/m && echo mounted; [ -e /dev/kmsg ] && echo devices"); got != "0\nmounted\ndevices\n" {
 		t.Errorf("got %q", got)
 	}
 	// Others in the pod are what they ask to be.

@@ -275,8 +275,10 @@ pub(crate) fn labels(
     options: &Options<'_>,
     level: &str,
 ) -> Result<Labels> {
-    let bad = |e| Error::invalid(format!("selinux_options: {}", told(&e)));
-    selinux.labels(kind, options, level).map_err(bad)
+    selinux.labels(kind, options, level).map_err(|e| match *options == Options::default() {
+        true => Error::precondition(format!("selinux: {}", told(&e))),
+        false => Error::invalid(format!("selinux_options: {}", told(&e))),
+    })
 }
 
 /// What SELinux takes a container for.
@@ -329,4 +331,254 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
         source = e.source();
     }
     text
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    const POLICY: &str = "process = \"system_u:system_r:container_t:s0\"\n\
+        file = \"system_u:object_r:container_file_t:s0\"\n\
+        init_process = \"system_u:system_r:container_init_t:s0\"\n\
+        kvm_process = \"system_u:system_r:container_kvm_t:s0\"\n";
+
+    /// A node that has what files below a folder say.
+    pub(crate) struct Node {
+        pub(crate) dir: tempfile::TempDir,
+        pub(crate) confine: Confine,
+    }
+
+    impl Node {
+        pub(crate) fn new() -> Node {
+            let dir = tempfile::tempdir().unwrap();
+            let file = |path: &str, text: &str| {
+                let path = dir.path().join(path);
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, text).unwrap();
+            };
+            file("sys/module/apparmor/parameters/enabled", "Y\n");
+            file("sys/kernel/security/apparmor/profiles", "mine (enforce)\n");
+            file("sys/fs/selinux/enforce", "1");
+            file("sys/fs/selinux/context", "");
+            file("etc/selinux/config", "SELINUXTYPE=x\n");
+            file("etc/selinux/x/contexts/lxc_contexts", POLICY);
+            let at = |p: &str| dir.path().join(p);
+            let confine = Confine {
+                seccomp: true,
+                apparmor: AppArmor::detect(&at("sys"), &[at("bin")]),
+                loaded: at("apparmor-profile"),
+                loading: Mutex::default(),
+                selinux: SeLinux::detect(&at("sys"), &at("etc"), &at("usr")).unwrap(),
+                choosing: Mutex::default(),
+            };
+            Node { dir, confine }
+        }
+
+        /// Gives it an apparmor_parser that runs this script.
+        fn parser(&mut self, script: &str) {
+            use std::os::unix::fs::PermissionsExt;
+            let (sys, bin) = (self.dir.path().join("sys"), self.dir.path().join("bin"));
+            let program = bin.join("apparmor_parser");
+            fs::create_dir_all(&bin).unwrap();
+            let profiles = sys.join("kernel/security/apparmor/profiles");
+            let text = format!("#!/bin/sh\nPROFILES={}\n{script}\n", profiles.display());
+            fs::write(&program, text).unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+            self.confine.apparmor = AppArmor::detect(&sys, &[bin]);
+        }
+
+        fn profiles(&self, text: &str) {
+            fs::write(self.dir.path().join("sys/kernel/security/apparmor/profiles"), text).unwrap();
+        }
+    }
+
+    fn asked(profile: Profile<'_>) -> Asked<'_> {
+        Asked { field: "field", profile }
+    }
+
+    fn said<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.unwrap_err().status().message().to_owned()
+    }
+
+    const LOAD: &str =
+        "cat > /dev/null; echo load >> $0.log; echo 'crio-default (enforce)' >> $PROFILES";
+
+    #[test]
+    fn our_profile_is_loaded_once_and_again_when_it_is_gone() {
+        let mut node = Node::new();
+        node.parser(LOAD);
+        let config = Config::default();
+        let ours = || node.confine.default_apparmor(&config).unwrap();
+        let loads = || {
+            let log = node.dir.path().join("bin/apparmor_parser.log");
+            fs::read_to_string(log).unwrap().lines().count()
+        };
+        assert_eq!(ours().as_deref(), Some("crio-default"));
+        assert_eq!(ours().as_deref(), Some("crio-default"));
+        assert_eq!(loads(), 1);
+        node.profiles("");
+        assert_eq!(ours().as_deref(), Some("crio-default"));
+        assert_eq!(loads(), 2);
+        // Another text than this criod's is replaced.
+        fs::write(node.dir.path().join("apparmor-profile"), "of an older criod").unwrap();
+        assert_eq!(ours().as_deref(), Some("crio-default"));
+        assert_eq!(loads(), 3);
+    }
+
+    #[test]
+    fn a_profile_that_cannot_be_loaded_refuses_what_needs_it() {
+        let mut node = Node::new();
+        let config = Config::default();
+        // Nothing to load it with: as if there were no AppArmor.
+        assert_eq!(node.confine.default_apparmor(&config).unwrap(), None);
+        node.parser("echo no such keyword >&2; exit 1");
+        assert!(said(node.confine.default_apparmor(&config)).ends_with("no such keyword"));
+        // One that is there stays.
+        node.profiles("crio-default (enforce)\n");
+        assert_eq!(
+            node.confine.default_apparmor(&config).unwrap().as_deref(),
+            Some("crio-default")
+        );
+    }
+
+    #[test]
+    fn profiles_of_apparmor() {
+        let mut node = Node::new();
+        node.parser(LOAD);
+        let config = Config::default();
+        let of = |profile, privileged| node.confine.apparmor(&asked(profile), privileged, &config);
+        let name = |profile, privileged| of(profile, privileged).unwrap();
+        assert_eq!(name(Profile::Unset, false).as_deref(), Some("crio-default"));
+        assert_eq!(name(Profile::Default, false).as_deref(), Some("crio-default"));
+        assert_eq!(name(Profile::Default, true), None);
+        assert_eq!(name(Profile::Unset, true), None);
+        assert_eq!(name(Profile::Unconfined, false).as_deref(), Some("unconfined"));
+        assert_eq!(name(Profile::Localhost("mine"), false).as_deref(), Some("mine"));
+        assert_eq!(name(Profile::Localhost("mine"), true).as_deref(), Some("mine"));
+        assert!(
+            said(of(Profile::Localhost("yours"), false))
+                .starts_with("field: the profile \"yours\"")
+        );
+        for (configured, want) in
+            [("unconfined", "unconfined"), ("mine", "mine"), ("", "crio-default")]
+        {
+            let config = Config { apparmor_profile: configured.into(), ..Config::default() };
+            let got = node.confine.apparmor(&asked(Profile::Default), false, &config).unwrap();
+            assert_eq!(got.as_deref(), Some(want));
+        }
+        let config = Config { apparmor_profile: "yours".into(), ..Config::default() };
+        assert!(said(node.confine.default_apparmor(&config)).starts_with("apparmor_profile: "));
+    }
+
+    #[test]
+    fn a_kernel_without_apparmor() {
+        let mut node = Node::new();
+        node.confine.apparmor = None;
+        let config = Config { apparmor_profile: "yours".into(), ..Config::default() };
+        for profile in [Profile::Unset, Profile::Default, Profile::Unconfined] {
+            assert_eq!(node.confine.apparmor(&asked(profile), false, &config).unwrap(), None);
+        }
+        let local = asked(Profile::Localhost("mine"));
+        assert!(said(node.confine.apparmor(&local, false, &config)).contains("no AppArmor"));
+    }
+
+    #[test]
+    fn profiles_of_seccomp() {
+        let node = Node::new();
+        let write = |name: &str, action: &str| {
+            let path = node.dir.path().join(name);
+            fs::write(&path, format!("{{\"defaultAction\": \"{action}\"}}")).unwrap();
+            path
+        };
+        let (one, two) = (write("one", "SCMP_ACT_LOG"), write("two", "SCMP_ACT_ALLOW"));
+        let profile = |path: &Path| SeccompInput::Profile(fs::read(path).unwrap());
+        let plain = (Config::default(), RuntimeHandler::default());
+        let of = |p, privileged, (config, handler): &(Config, RuntimeHandler)| {
+            node.confine.seccomp(&asked(p), privileged, config, handler)
+        };
+        assert_eq!(of(Profile::Unset, false, &plain).unwrap(), SeccompInput::Unconfined);
+        assert_eq!(of(Profile::Unconfined, false, &plain).unwrap(), SeccompInput::Unconfined);
+        assert_eq!(of(Profile::Default, false, &plain).unwrap(), SeccompInput::Default);
+        assert_eq!(of(Profile::Default, true, &plain).unwrap(), SeccompInput::Unconfined);
+        let local = Profile::Localhost(one.to_str().unwrap());
+        assert_eq!(of(local, false, &plain).unwrap(), profile(&one));
+        let mut own = plain.clone();
+        own.0.seccomp_profile = Some(one.clone());
+        assert_eq!(of(Profile::Default, false, &own).unwrap(), profile(&one));
+        assert_eq!(of(Profile::Unconfined, false, &own).unwrap(), SeccompInput::Unconfined);
+        own.1.seccomp_profile = Some(two.clone());
+        assert_eq!(of(Profile::Default, false, &own).unwrap(), profile(&two));
+        own.0.privileged_seccomp_profile = Some(one.clone());
+        assert_eq!(of(Profile::Unconfined, true, &own).unwrap(), profile(&one));
+        // What is changed holds for the next one, also if it is broken.
+        fs::write(&two, "{").unwrap();
+        let e = said(of(Profile::Default, false, &own));
+        assert!(e.starts_with("seccomp_profile: ") && e.contains(two.to_str().unwrap()), "{e}");
+    }
+
+    #[test]
+    fn a_kernel_without_seccomp() {
+        let mut node = Node::new();
+        node.confine.seccomp = false;
+        let config = Config {
+            seccomp_profile: Some("/nowhere".into()),
+            privileged_seccomp_profile: Some("/nowhere".into()),
+            ..Config::default()
+        };
+        let handler = RuntimeHandler::default();
+        let of = |p, privileged| node.confine.seccomp(&asked(p), privileged, &config, &handler);
+        assert_eq!(of(Profile::Default, false).unwrap(), SeccompInput::Unconfined);
+        assert_eq!(of(Profile::Unset, true).unwrap(), SeccompInput::Unconfined);
+        assert!(said(of(Profile::Localhost("/p"), false)).contains("no seccomp"));
+    }
+
+    #[test]
+    fn labels_of_pods() {
+        let node = Node::new();
+        let of = |config: &PodSandboxConfig, taken: &[String]| {
+            let taken = |l: &str| taken.iter().any(|t| t == l);
+            node.confine.pod_labels(config, &RuntimeHandler::default(), taken)
+        };
+        let plain = PodSandboxConfig::default();
+        let first = of(&plain, &[]).unwrap().unwrap();
+        let level = first.level().unwrap();
+        assert_eq!(first.process, format!("system_u:system_r:container_t:{level}"));
+        assert_eq!(first.mount, format!("system_u:object_r:container_file_t:{level}"));
+        let second = of(&plain, std::slice::from_ref(&level)).unwrap().unwrap();
+        assert_ne!(second.level().unwrap(), level);
+        let with = |level: &str| {
+            let option = api_cri::v1::SeLinuxOption { level: level.into(), ..Default::default() };
+            let context =
+                LinuxSandboxSecurityContext { selinux_options: Some(option), ..Default::default() };
+            PodSandboxConfig {
+                linux: Some(api_cri::v1::LinuxPodSandboxConfig {
+                    security_context: Some(context),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }
+        };
+        let own = of(&with("s0:c5,c6"), &[]).unwrap().unwrap();
+        assert_eq!(own.level().as_deref(), Some("s0:c5,c6"));
+        assert!(said(of(&with("s0 "), &[])).starts_with("selinux_options: "));
+        let mut none = Node::new();
+        none.confine.selinux = None;
+        let handler = RuntimeHandler::default();
+        assert_eq!(none.confine.pod_labels(&with("s0 "), &handler, |_| true).unwrap(), None);
+    }
+
+    #[test]
+    fn kinds() {
+        let of = |typ, program: &str| {
+            let handler = RuntimeHandler { runtime_type: typ, ..RuntimeHandler::default() };
+            kind_of(&handler, &[program.to_owned()])
+        };
+        for program in ["/sbin/init", "/lib/systemd/systemd", "systemd"] {
+            assert_eq!(of(RuntimeType::Oci, program), Kind::Init, "{program}");
+        }
+        for program in ["", "init", "/usr/bin/systemd-run", "/init"] {
+            assert_eq!(of(RuntimeType::Oci, program), Kind::Program, "{program}");
+        }
+        assert_eq!(of(RuntimeType::Vm, "/sbin/init"), Kind::Vm);
+    }
 }

@@ -127,9 +127,16 @@ impl ContainerMount {
             Mounted::Other => return Err(Error::MountInside { path: merged }),
             Mounted::Nothing => {}
         }
-        if self.classic || !self.mount_by_parts(&merged)? {
-            self.mount_classic(&merged)?;
-        }
+        let refused = match self.classic {
+            true => None,
+            false => match self.mount_by_parts(&merged)? {
+                ByParts::Mounted => return Ok(merged),
+                ByParts::Unknown => None,
+                ByParts::Refused(error) => Some(error),
+            },
+        };
+        // The first error says more.
+        self.mount_classic(&merged).map_err(|error| refused.unwrap_or(error))?;
         Ok(merged)
     }
 
@@ -219,11 +226,10 @@ impl ContainerMount {
         extra.chain(readonly).filter_map(mount_attribute)
     }
 
-    /// False if this kernel has no `lowerdir+`.
-    fn mount_by_parts(&self, merged: &Path) -> Result<bool> {
+    fn mount_by_parts(&self, merged: &Path) -> Result<ByParts> {
         let context = match rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
             Ok(context) => context,
-            Err(Errno::NOSYS) => return Ok(false),
+            Err(Errno::NOSYS) => return Ok(ByParts::Unknown),
             Err(e) => return Err(fail(merged, "open the file system", None, e)),
         };
         let fail = |step: &str, e| fail(merged, step, Some(&context), e);
@@ -240,7 +246,7 @@ impl ContainerMount {
         for (number, layer) in self.lower.iter().enumerate() {
             match set("lowerdir+", layer) {
                 Ok(()) => {}
-                Err(Errno::INVAL) if number == 0 => return Ok(false),
+                Err(Errno::INVAL) if number == 0 => return Ok(ByParts::Unknown),
                 Err(e) => return Err(fail(&format!("add the layer {}", layer.display()), e)),
             }
         }
@@ -259,7 +265,12 @@ impl ContainerMount {
             }
             .map_err(|e| fail(&format!("set {key}"), e))?;
         }
-        rustix::mount::fsconfig_create(&context).map_err(|e| fail("create the file system", e))?;
+        match rustix::mount::fsconfig_create(&context) {
+            Err(e @ Errno::INVAL) => {
+                return Ok(ByParts::Refused(fail("create the file system", e)));
+            }
+            done => done.map_err(|e| fail("create the file system", e))?,
+        }
         let attributes = self.attributes().fold(MountAttrFlags::empty(), |all, (one, _)| all | one);
         let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .map_err(|e| fail("make the mount", e))?;
@@ -268,7 +279,7 @@ impl ContainerMount {
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(&mount, "", &point, "", flags)
             .map_err(|e| fail("put the mount in its place", e))?;
-        Ok(true)
+        Ok(ByParts::Mounted)
     }
 
     /// For kernels without `lowerdir+`. All options must fit into a page, so folders are named by
@@ -303,6 +314,16 @@ impl ContainerMount {
         rustix::mount::mount("overlay", merged, "overlay", flags, data.as_c_str())
             .map_err(|e| fail("mount", e))
     }
+}
+
+/// What became of a mount by parts.
+enum ByParts {
+    Mounted,
+    /// This kernel has no `lowerdir+`, and says so at once.
+    Unknown,
+    /// It refused in the end: before Linux 6.5 overlay is given any option and looks at all of them
+    /// only then.
+    Refused(Error),
 }
 
 fn open_path(path: &Path) -> rustix::io::Result<OwnedFd> {

@@ -484,4 +484,107 @@ mod tests {
         assert_eq!(list(&with(None)), None);
         assert_eq!(list(&with(Some(LinuxContainerSecurityContext::default()))), Some(vec![]));
     }
+
+    #[test]
+    fn labels_of_containers() {
+        use api_cri::v1::{
+            ContainerMetadata, LinuxContainerConfig, LinuxPodSandboxConfig,
+            LinuxSandboxSecurityContext, NamespaceOption, SeLinuxOption,
+        };
+        let node = confine::tests::Node::new();
+        let (config, handler) = (Config::default(), RuntimeHandler::default());
+        let pod = |modes: NamespaceOption, typ: &str| {
+            let context = LinuxSandboxSecurityContext {
+                namespace_options: Some(modes),
+                selinux_options: Some(SeLinuxOption { r#type: typ.into(), ..Default::default() }),
+                ..Default::default()
+            };
+            let linux =
+                LinuxPodSandboxConfig { security_context: Some(context), ..Default::default() };
+            PodSandboxConfig { linux: Some(linux), ..Default::default() }
+        };
+        let record = |config: PodSandboxConfig| PodRecord {
+            id: "p".into(),
+            selinux: node.confine.pod_labels(&config, &handler, |l| l != "s0:c1,c2").unwrap(),
+            config: crate::record::Wire(config),
+            handler: String::new(),
+            state: crate::record::PodState::Ready,
+            created_at: 0,
+            boot_id: String::new(),
+            ips: Vec::new(),
+            attached: false,
+            host_ports: Vec::new(),
+            infra_pid: 0,
+            stopping: false,
+        };
+        let with = |pod: &PodRecord,
+                    config: &Config,
+                    program: &str,
+                    change: &dyn Fn(&mut LinuxContainerSecurityContext)| {
+            let mut security = LinuxContainerSecurityContext {
+                namespace_options: Some(NamespaceOption {
+                    pid: NamespaceMode::Container as i32,
+                    ..super::super::pod_modes(pod)
+                }),
+                ..Default::default()
+            };
+            change(&mut security);
+            let linux =
+                LinuxContainerConfig { security_context: Some(security), ..Default::default() };
+            let container = ContainerConfig {
+                metadata: Some(ContainerMetadata::default()),
+                linux: Some(linux),
+                ..Default::default()
+            };
+            let args = [program.to_owned()];
+            let labels = Labels::of(&container, pod, &args, config, &handler, &node.confine);
+            let labels = labels.unwrap();
+            let typ = |l: &str| l.split(':').nth(2).unwrap_or_default().to_owned();
+            let level = |l: &str| l.splitn(4, ':').nth(3).unwrap_or_default().to_owned();
+            [
+                typ(&labels.process),
+                level(&labels.process),
+                level(&labels.mount),
+                level(&labels.volumes),
+            ]
+        };
+        let own = NamespaceOption::default();
+        let none = |_: &mut LinuxContainerSecurityContext| ();
+        let plain = record(pod(own.clone(), ""));
+        let l = "s0:c1,c2";
+        assert_eq!(with(&plain, &config, "x", &none), ["container_t", l, l, l]);
+        assert_eq!(with(&plain, &config, "/sbin/init", &none), ["container_init_t", l, l, l]);
+        // The container's options, then the pod's.
+        let of_pod = record(pod(own.clone(), "pod_t"));
+        assert_eq!(with(&of_pod, &config, "/sbin/init", &none), ["pod_t", l, l, l]);
+        let option = |s: &mut LinuxContainerSecurityContext| {
+            s.selinux_options = Some(SeLinuxOption {
+                r#type: "own_t".into(),
+                level: "s0:c7,c8".into(),
+                ..Default::default()
+            });
+        };
+        let other = "s0:c7,c8";
+        assert_eq!(with(&of_pod, &config, "x", &option), ["own_t", other, other, other]);
+        // Who is not confined, and whose volumes are left alone.
+        let privileged = |s: &mut LinuxContainerSecurityContext| s.privileged = true;
+        assert_eq!(with(&plain, &config, "x", &privileged), ["", "", l, l]);
+        let super_privileged = record(pod(own.clone(), "spc_t"));
+        assert_eq!(with(&super_privileged, &config, "x", &none), ["spc_t", l, l, ""]);
+        let of_node = NamespaceMode::Node as i32;
+        let ipc = record(pod(NamespaceOption { ipc: of_node, ..own.clone() }, ""));
+        assert_eq!(with(&ipc, &config, "x", &none), ["", "", "", l]);
+        let pid = |s: &mut LinuxContainerSecurityContext| {
+            s.namespace_options =
+                Some(NamespaceOption { pid: of_node, ..NamespaceOption::default() });
+        };
+        assert_eq!(with(&plain, &config, "x", &pid), ["", "", "", l]);
+        let network = record(pod(NamespaceOption { network: of_node, ..own }, ""));
+        assert_eq!(with(&network, &config, "x", &none), ["", "", l, l]);
+        let confined = Config { hostnetwork_disable_selinux: false, ..Config::default() };
+        assert_eq!(with(&network, &confined, "x", &none), ["container_t", l, l, l]);
+        // A pod from before SELinux was turned on has none.
+        let before = PodRecord { selinux: None, ..plain };
+        assert_eq!(with(&before, &config, "x", &none), ["", "", "", ""]);
+    }
 }
