@@ -251,37 +251,46 @@ fn put(spec: &mut Value, limits: &Value, score: Option<i32>) {
 /// Gives a new OOM score to init, and to those in the group that have the same as it had; a process
 /// that has given itself another keeps it.
 fn set_scores(group: &Cgroup, init: i32, score: i32) -> std::io::Result<()> {
-    let Some((before, set)) = score_of(group, init)? else { return Ok(()) };
-    set(score)?;
+    let Some(own) = Score::of(group, init)? else { return Ok(()) };
+    own.set(score)?;
     for pid in group.procs().unwrap_or_default() {
         // It may end at any time.
-        if let Ok(Some((own, set))) = score_of(group, pid)
-            && own == before
+        if let Ok(Some(other)) = Score::of(group, pid)
+            && other.value == own.value
         {
-            let _ = set(score);
+            let _ = other.set(score);
         }
     }
     Ok(())
 }
 
-/// The OOM score of a process, and how to change it; `None` if it is not in the group (any more).
-fn score_of(
-    group: &Cgroup,
-    pid: i32,
-) -> std::io::Result<Option<(i32, impl Fn(i32) -> std::io::Result<()>)>> {
-    // The folder is this process's for ever, and no later one's of the same pid.
-    let process = File::open(format!("/proc/{pid}"))?;
-    let at = PathBuf::from(format!("/proc/self/fd/{}", process.as_raw_fd()));
-    let inside = fs::read_to_string(at.join("cgroup"))?;
-    if !inside.lines().any(|line| line.contains(group.name())) {
-        return Ok(None);
+/// The OOM score of a process.
+struct Score {
+    /// The process's folder below /proc: its for ever, and no later one's of the same pid.
+    process: File,
+    value: i32,
+}
+
+impl Score {
+    /// `None` if the process is not in the group (any more).
+    fn of(group: &Cgroup, pid: i32) -> std::io::Result<Option<Score>> {
+        let process = File::open(format!("/proc/{pid}"))?;
+        let inside = fs::read_to_string(Self::path(&process, "cgroup"))?;
+        if !inside.lines().any(|line| line.contains(group.name())) {
+            return Ok(None);
+        }
+        let value = fs::read_to_string(Self::path(&process, "oom_score_adj"))?;
+        let value = value.trim().parse().map_err(std::io::Error::other)?;
+        Ok(Some(Score { process, value }))
     }
-    let file = at.join("oom_score_adj");
-    let score = fs::read_to_string(&file)?.trim().parse().map_err(std::io::Error::other)?;
-    Ok(Some((score, move |score: i32| {
-        let _process = &process;
-        fs::write(&file, score.to_string())
-    })))
+
+    fn set(&self, score: i32) -> std::io::Result<()> {
+        fs::write(Self::path(&self.process, "oom_score_adj"), score.to_string())
+    }
+
+    fn path(process: &File, file: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{file}", process.as_raw_fd()))
+    }
 }
 
 #[cfg(test)]

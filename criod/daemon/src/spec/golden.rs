@@ -28,7 +28,7 @@ use tempfile::TempDir;
 use super::{Labels, Request};
 use crate::confine::Confine;
 use crate::features::Features;
-use crate::record::{PodRecord, PodState, Wire};
+use crate::record::PodRecord;
 
 /// The controllers of a node with version 1.
 const V1: &str = "30 25 0:26 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\

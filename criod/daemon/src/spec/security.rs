@@ -504,18 +504,8 @@ mod tests {
             PodSandboxConfig { linux: Some(linux), ..Default::default() }
         };
         let record = |config: PodSandboxConfig| PodRecord {
-            id: "p".into(),
             selinux: node.confine.pod_labels(&config, &handler, |l| l != "s0:c1,c2").unwrap(),
-            config: crate::record::Wire(config),
-            handler: String::new(),
-            state: crate::record::PodState::Ready,
-            created_at: 0,
-            boot_id: String::new(),
-            ips: Vec::new(),
-            attached: false,
-            host_ports: Vec::new(),
-            infra_pid: 0,
-            stopping: false,
+            ..PodRecord::new("p".into(), config, 0, "")
         };
         let with = |pod: &PodRecord,
                     config: &Config,
