@@ -214,7 +214,7 @@ impl Node {
         if !record.infra {
             spec::name_user(config, image, &rootfs, &user)?;
         }
-        let volumes = self.mount_volumes(&record)?;
+        let volumes = self.mount_volumes(&record, &labels.mount)?;
         let target_pid = match spec::target(config) {
             Some(target) => {
                 let target = self.container(&target)?.record.get();

@@ -54,8 +54,9 @@ impl Node {
         Ok(all)
     }
 
-    /// Mounts a container's image volumes. Their layers are held already.
-    pub(crate) fn mount_volumes(&self, record: &ContainerRecord) -> Result<Sources> {
+    /// Mounts a container's image volumes with this SELinux label, if it has one. Their layers are
+    /// held already.
+    pub(crate) fn mount_volumes(&self, record: &ContainerRecord, label: &str) -> Result<Sources> {
         let mut sources = Sources::new();
         let mut mounted: BTreeMap<&str, PathBuf> = BTreeMap::new();
         let folder = folder(&self.paths.container_run(&record.id));
@@ -65,7 +66,8 @@ impl Node {
                 Some(root) => root.clone(),
                 None => {
                     let dir = folder.join(volume.mount.to_string());
-                    let root = self.mount_volume(volume, mount, &dir).map_err(failed(mount))?;
+                    let options = options(mount, label).map_err(failed(mount))?;
+                    let root = self.mount_volume(volume, options, &dir).map_err(failed(mount))?;
                     mounted.insert(&volume.image_id, root.clone());
                     root
                 }
@@ -76,7 +78,12 @@ impl Node {
         Ok(sources)
     }
 
-    fn mount_volume(&self, volume: &ImageVolume, mount: &Mount, dir: &Path) -> Result<PathBuf> {
+    fn mount_volume(
+        &self,
+        volume: &ImageVolume,
+        options: MountOptions,
+        dir: &Path,
+    ) -> Result<PathBuf> {
         std::fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
         let failed = |action| {
             let id = volume.image_id.clone();
@@ -84,18 +91,19 @@ impl Node {
         };
         let layers: Vec<storage::Digest> =
             volume.layers.iter().filter_map(|l| l.parse().ok()).collect();
-        let options = options(mount)?;
         let mount = self.store.container_mount(dir, &layers, options);
         mount.and_then(|m| m.mount()).map_err(failed("mount its layers"))
     }
 }
 
 /// How an image volume is mounted; `uid_mappings` and `gid_mappings` have their place here.
-fn options(mount: &Mount) -> Result<MountOptions> {
+fn options(mount: &Mount, label: &str) -> Result<MountOptions> {
     if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
         return Err(Error::unsupported("id-mapped image volumes are not supported yet"));
     }
-    Ok(MountOptions { readonly: true, extra: vec!["nodev".to_owned()] })
+    let context = security::selinux::mount_option(label);
+    let extra = ["nodev".to_owned()].into_iter().chain(context).collect();
+    Ok(MountOptions { readonly: true, extra })
 }
 
 /// What cannot be with an image. Nothing is ever mounted below one, so that read-only is
@@ -162,7 +170,7 @@ mod tests {
             let image = api_cri::v1::ImageSpec { image: "i".into(), ..Default::default() };
             let mut mount = Mount { image: Some(image), readonly: true, ..Default::default() };
             change(&mut mount);
-            check(&mount).and_then(|()| options(&mount)).is_ok()
+            check(&mount).and_then(|()| options(&mount, "")).is_ok()
         };
         assert!(of(|_| ()));
         assert!(of(|m| m.recursive_read_only = true));

@@ -9,6 +9,7 @@ use oci::users::ResolvedUser;
 use oci::{MountInput, MountKind, Propagation};
 
 use super::paths::{Spread, clean};
+use super::security::label_root;
 use super::{Request, mode, pod_modes};
 use crate::error::{Error, Kind, Result};
 use crate::files;
@@ -36,8 +37,8 @@ impl Request<'_> {
         };
         mounts.push(bind(&shm, "/dev/shm"));
         if !self.infra {
-            mounts.extend(files::default_mounts(self.node, self.run)?);
-            mounts.extend(volumes::declare(&Declared {
+            let mut own = files::default_mounts(self.node, self.run)?;
+            own.extend(volumes::declare(&Declared {
                 id: self.id,
                 mode: self.node.image_volumes,
                 paths: &self.image.volumes,
@@ -46,6 +47,10 @@ impl Request<'_> {
                 uid: user.uid,
                 gid: user.gid,
             })?);
+            for mount in &own {
+                label_root(Path::new(&mount.source), self.labels)?;
+            }
+            mounts.extend(own);
         }
         for (number, mount) in self.config.mounts.iter().enumerate() {
             mounts.push(self.mount(number, mount)?);

@@ -261,7 +261,7 @@ impl Labels {
     }
 }
 
-/// Labels a root that is no file system of its own.
+/// Labels what is made for a container, and is no file system of its own.
 pub(crate) fn label_root(root: &std::path::Path, labels: &Labels) -> Result<()> {
     if labels.mount.is_empty() {
         return Ok(());
