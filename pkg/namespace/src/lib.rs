@@ -34,8 +34,8 @@ mod sysctl;
 pub use error::Error;
 pub use pin::{Kind, Pinned, Request, Users, enter, is_namespace, pin_pid, remove};
 pub use stats::{Counters, addresses, interfaces};
-pub use sysctl::{check as check_sysctl, kind_of as kind_of_sysctl};
 pub use sys::userns::Range;
+pub use sysctl::{check as check_sysctl, kind_of as kind_of_sysctl};
 
 /// The result of this crate's operations.
 pub type Result<T> = std::result::Result<T, Error>;
