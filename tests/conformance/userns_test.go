@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -244,6 +246,26 @@ func TestUserNamespaceOnTheNodesNetwork(t *testing.T) {
 	}
 	if got := k.exec("ip link set lo mtu 1400 2>/dev/null || echo refused; touch /sys/x 2>/dev/null || echo refused"); got != "refused\nrefused\n" {
 		t.Errorf("the node's network can be changed: %q", got)
+	}
+	// What the node has mounted below /sys came along; only the container's own cgroup folder did not.
+	if got := k.exec(`awk '$5 ~ "^/sys" && $5 !~ "^/sys/fs/cgroup" && $6 !~ "^ro" { print $5 }' /proc/self/mountinfo`); got != "" {
+		t.Errorf("writable mounts: %q", got)
+	}
+}
+
+func TestUserNamespacePortForward(t *testing.T) {
+	ctx := spec(t)
+	withUsers(t, ctx)
+	p := runPod(t, ctx, ownUsers(1<<17, 1<<17))
+	_, ports := p.serve()
+	d := dialers[0]
+	dialer := must[httpstream.Dialer](t, d.name)(d.dial(clientConfig, must[string](t, "PortForward")(forwardURL(ctx, p.id))))
+	conn := connect(t, forwardOver(t, dialer, ports["echo"]).address)
+	must[int](t, "send")(conn.Write([]byte("there and back")))
+	back := make([]byte, len("there and back"))
+	must[int](t, "receive")(io.ReadFull(conn, back))
+	if string(back) != "there and back" {
+		t.Errorf("got %q", back)
 	}
 }
 
