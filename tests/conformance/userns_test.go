@@ -166,6 +166,29 @@ func TestUserNamespaceUsersWithinIt(t *testing.T) {
 	}
 }
 
+// The kubelet asks for the pod's ids on every mount, image volumes among them.
+func TestUserNamespaceImageVolume(t *testing.T) {
+	ctx := spec(t)
+	withUsers(t, ctx)
+	p := runPod(t, ctx, ownUsers(1<<17, 1<<18))
+	mapped := func(image, at, path string) *cri.Mount {
+		m, users := imageVolume(t, image, at, path), p.idMapped("", "")
+		m.UidMappings, m.GidMappings = users.UidMappings, users.GidMappings
+		return m
+	}
+	k := p.run(idle, mounts(
+		mapped("files:1", "/one", ""), mapped("layered:1", "/many", ""), mapped("files:1", "/sub", "data/sub"),
+		imageVolume(t, "files:1", "/as-on-the-node", ""),
+	))
+	got := k.exec("cat /one/data/file /many/data/keep /sub/deep; stat -c %u:%g /one/data/file /many/data/keep /sub/deep /as-on-the-node/data/file")
+	if got != "of the image\nkept\ndeep\n0:0\n1000:1001\n0:0\n65534:65534\n" {
+		t.Errorf("got %q", got)
+	}
+	if got := k.exec("echo x 2>/dev/null >/one/data/file || echo refused"); got != "refused\n" {
+		t.Errorf("got %q", got)
+	}
+}
+
 // The pod's namespaces are its user namespace's: what its root may do there reaches no further.
 func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 	ctx := spec(t)
@@ -373,6 +396,9 @@ func TestUserNamespaceOfContainersIsThePods(t *testing.T) {
 		"a mount of half the ids": {withOwn, mounts(&cri.Mount{
 			HostPath: dir, ContainerPath: "/m", UidMappings: idsFrom(1 << 17),
 		})},
+		"a user beyond its ids": {withOwn, func(c *cri.ContainerConfig) {
+			c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: idsOfAPod}
+		}},
 		"a mount in a pod on the node's ids": {without, mounts(withOwn.idMapped(dir, "/m"))},
 	} {
 		t.Run(name, func(t *testing.T) {
