@@ -32,6 +32,8 @@ node_begin() {
     [ "$(id -u)" = 0 ] || die "must be root"
     [ -x "${CRIOD_BIN:-}/criod" ] || die "CRIOD_BIN (${CRIOD_BIN:-not set}) holds no criod: run make build"
     NODE=$(mktemp -d "${TMPDIR:-/tmp}/criod-$1.XXXXXX") || die "no temporary folder"
+    # The root of a pod with a user namespace of its own passes through it.
+    chmod 711 "$NODE"
     NODE_CGROUPS=$(node_cgroups)
     CRIOD_PID=
     trap node_end EXIT

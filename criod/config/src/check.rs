@@ -66,6 +66,14 @@ pub(crate) fn values(loaded: &mut Loaded) -> Result<(), Error> {
     if !config.bind_mount_prefix.is_empty() && !config.bind_mount_prefix.starts_with('/') {
         return refuse("crio.runtime.bind_mount_prefix", "expected an absolute path");
     }
+    for (key, value) in [
+        ("crio.runtime.uid_mappings", &config.uid_mappings),
+        ("crio.runtime.gid_mappings", &config.gid_mappings),
+    ] {
+        if !value.is_empty() {
+            return refuse(key, "expected none: each pod asks for a user namespace of its own");
+        }
+    }
     if config.root == config.runroot {
         return refuse("crio.runroot", "expected a folder other than crio.root");
     }

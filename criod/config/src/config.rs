@@ -210,14 +210,14 @@ keyed! {
         bind_mount_prefix: String = String::new();
         /// Whether all containers' root file systems are read-only, with memory at /run, /tmp and /var/tmp.
         read_only: bool = false;
-        /// User ids of one user namespace for all containers. Pods ask for their own.
-        uid_mappings: String = String::new() => accepted();
+        /// User ids of one user namespace for all containers: refused, as pods ask for their own.
+        uid_mappings: String = String::new();
         /// Group ids of it.
-        gid_mappings: String = String::new() => accepted();
-        /// The lowest user id that may be mapped.
-        minimum_mappable_uid: i64 = -1 => accepted();
-        /// The lowest group id that may be mapped.
-        minimum_mappable_gid: i64 = -1 => accepted();
+        gid_mappings: String = String::new();
+        /// The lowest user id of the node that a pod's user namespace may have.
+        minimum_mappable_uid: i64 = -1;
+        /// The lowest group id of the node that it may have.
+        minimum_mappable_gid: i64 = -1;
         /// Seconds that a container has for its own end when the caller names none; at least 30.
         ctr_stop_timeout: i64 = 30 => env(&["CONTAINER_STOP_TIMEOUT"]);
         /// Whether pods that need no process of their own have none.

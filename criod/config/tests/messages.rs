@@ -106,6 +106,11 @@ fn a_wrong_value_names_file_line_and_key() {
             "crio.conf:2: crio.runtime.log_size_max: expected at least 8192, or -1 for no limit",
         ),
         (
+            "[crio.runtime]\nuid_mappings = \"0:1000:1000\"\n",
+            "crio.conf:2: crio.runtime.uid_mappings: expected none: each pod asks for a user \
+             namespace of its own",
+        ),
+        (
             "[crio.runtime]\ndefault_runtime = \"youki\"\n",
             "crio.conf:2: crio.runtime.default_runtime: there is no handler \"youki\"",
         ),

@@ -202,19 +202,21 @@ impl Node {
         let bare = record.infra && layers.is_empty();
         let args = spec::args(config, image)?;
         let labels = spec::Labels::of(config, pod, &args, &self.config, handler, &self.confine)?;
-        let rootfs = if bare {
+        // The pod's root cannot reach what lies below runroot.
+        let rootfs = if bare && spec::pod_users(pod).is_none() {
             let rootfs = bundle.join("rootfs");
             std::fs::create_dir_all(&rootfs).map_err(Error::file("create", &rootfs))?;
             spec::label_root(&rootfs, &labels)?;
             rootfs
         } else {
-            self.mount_root(id, layers, &labels.mount)?
+            self.mount_root(pod, id, layers, &labels.mount)?
         };
+        self.open_way(pod, id)?;
         let user = spec::user(config, image, &rootfs)?;
         if !record.infra {
             spec::name_user(config, image, &rootfs, &user)?;
         }
-        let volumes = self.mount_volumes(&record, &labels.mount)?;
+        let volumes = self.mount_volumes(pod, &record, &labels.mount)?;
         let target_pid = match spec::target(config) {
             Some(target) => {
                 let target = self.container(&target)?.record.get();
@@ -261,7 +263,8 @@ impl Node {
                 ..oci::MountInput::default()
             });
         } else if input.process.cwd != "/" {
-            storage::ensure_dir_in_root(&rootfs, &input.process.cwd, 0o755, 0, 0).map_err(
+            let (uid, gid) = spec::pod_root(pod);
+            storage::ensure_dir_in_root(&rootfs, &input.process.cwd, 0o755, uid, gid).map_err(
                 |source| Kind::Storage {
                     id: id.clone(),
                     action: "make the working folder",
@@ -356,7 +359,13 @@ impl Node {
             .map_err(|source| Kind::Cgroup { name: name.to_owned(), source }.into())
     }
 
-    fn mount_root(&self, id: &str, layers: &[storage::Digest], label: &str) -> Result<PathBuf> {
+    fn mount_root(
+        &self,
+        pod: &PodRecord,
+        id: &str,
+        layers: &[storage::Digest],
+        label: &str,
+    ) -> Result<PathBuf> {
         let failed =
             |action| move |source| Error::from(Kind::Storage { id: id.to_owned(), action, source });
         let dir = self.paths.rootfs(id);
@@ -366,7 +375,8 @@ impl Node {
         let mount = |extra: &[&str]| {
             let context = security::selinux::mount_option(label);
             let extra = extra.iter().map(|o| (*o).to_owned()).chain(context).collect();
-            let options = MountOptions { extra, ..MountOptions::default() };
+            let owners = self.owners(pod);
+            let options = MountOptions { extra, owners, ..MountOptions::default() };
             self.store.container_mount(&dir, layers, options).and_then(|m| m.mount())
         };
         mount(&["volatile"]).or_else(|_| mount(&[])).map_err(failed("mount its root"))

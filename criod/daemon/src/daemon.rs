@@ -23,7 +23,7 @@ use crate::keeper::{self, Keeper};
 use crate::network::Network;
 use crate::node::{Node, Ops, Paths, new_id};
 use crate::streaming::{self, Streams};
-use crate::{recover, server};
+use crate::{recover, server, userns};
 
 /// The cgroup that the keeper and the monitors live in.
 const MONITORS: &str = "/criod-monitors";
@@ -75,22 +75,23 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
     }
     crate::files::check(&config)?;
     let paths = Paths { root: config.root.clone(), run: config.runroot.clone() };
-    for dir in
-        [paths.pods(), paths.containers(), paths.run.join("containers"), paths.run.join("ns")]
-    {
+    for dir in [
+        paths.pods(),
+        paths.containers(),
+        paths.root.join("cni"),
+        paths.run.join("containers"),
+        paths.run.join("ns"),
+    ] {
         std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
     }
     // The sockets in it are for root alone.
-    for dir in [&paths.root, &paths.run] {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))
-            .map_err(Error::file("protect", dir))?;
-    }
+    userns::mode(&paths.run, 0o700)?;
     let lock = own(&paths)?;
     let hierarchy = cgroup::Hierarchy::detect().map_err(failed(MONITORS))?;
     let store = storage::Store::open(&paths.root, storage::Options::default())
         .map_err(|source| Kind::Storage { id: "all images".into(), action: "open", source })?;
     let store = Arc::new(store);
+    userns::protect(&paths)?;
     let keeper = Keeper::start(keeper::Options {
         program: config.keeper_binary(),
         socket: config.keeper_socket(),

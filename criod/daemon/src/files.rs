@@ -120,6 +120,20 @@ fn mount_tmpfs(at: &Path, more: MsFlags, options: &str, label: &str) -> Result<(
         .map_err(|e| Error::file("mount tmpfs at", at)(e.into()))
 }
 
+/// Gives all of them to the root of the pod's user namespace, by uid and gid of the node.
+pub(crate) fn give(dir: &Path, root: (u32, u32)) -> Result<()> {
+    for name in FILES.iter().map(|(name, _)| *name).chain(["shm"]) {
+        let path = dir.join(name);
+        match std::os::unix::fs::lchown(&path, Some(root.0), Some(root.1)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file("change the owner of", &path)(e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Unmounts the pod's /dev/shm and removes the pod's folder. May be repeated.
 pub(crate) fn remove(dir: &Path) -> Result<()> {
     for at in [&dir.join("shm"), dir] {

@@ -28,6 +28,7 @@
 //! | `recover`    | what a start finds, and what is taken up again                             |
 //! | `monitor`    | calls to a container's monitor, and its replacement                        |
 //! | `keeper`     | calls to the keeper, and its replacement                                   |
+//! | `userns`     | pods with a user namespace of their own                                    |
 //! | `error`      | what can go wrong, and which code says so                                  |
 
 mod confine;
@@ -54,6 +55,7 @@ mod spec;
 mod stats;
 mod streaming;
 mod update;
+mod userns;
 mod volumes;
 
 use std::io::Write;

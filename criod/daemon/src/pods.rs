@@ -74,9 +74,6 @@ fn check(config: &PodSandboxConfig) -> Result<()> {
             return Err(Error::invalid(format!("namespace_options.{name}: not for a pod sandbox")));
         }
     }
-    if options.userns_options.is_some_and(|u| u.mode == NamespaceMode::Pod as i32) {
-        return Err(Error::unsupported("user namespaces are not supported yet"));
-    }
     Ok(())
 }
 
@@ -90,6 +87,7 @@ impl Node {
             let text = format!("no runtime handler {:?} is configured", request.runtime_handler);
             return Err(Error::not_found_text(text));
         };
+        self.check_users(&config, handler)?;
         on_disk(|| spec::check_pod(&config, &self.config, handler, &self.confine))?;
         let time = self.new_time();
         let mut record = PodRecord::new(new_id()?, config, time, &self.boot_id);
@@ -172,6 +170,7 @@ impl Node {
         if modes.ipc != NamespaceMode::Node as i32 {
             kinds.push(NsKind::Ipc);
         }
+        let users = spec::pod_users(&record);
         // The node's defaults hold where the pod has a namespace for them; what the pod itself asks
         // for must have one.
         let own = |name: &str| {
@@ -199,8 +198,9 @@ impl Node {
                     files::mount_shm(&dir, shm_size, &label)?;
                 }
                 let hostname = kinds.contains(&NsKind::Uts).then_some(hostname.as_str());
-                let request = namespace::Request { kinds: &kinds, hostname, sysctls: &sysctls };
-                if kinds.is_empty() && sysctls.is_empty() {
+                let request =
+                    namespace::Request { kinds: &kinds, hostname, sysctls: &sysctls, users };
+                if kinds.is_empty() && sysctls.is_empty() && users.is_none() {
                     return Ok(Pinned::existing(&pins));
                 }
                 Pinned::create(&pins, &request)
@@ -221,6 +221,9 @@ impl Node {
         let log_dir = config.log_directory.clone();
         blocking(move || {
             files::hosts(&dir, host_network, &hostname, &ips)?;
+            if let Some(root) = users.and_then(|u| u.root()) {
+                files::give(&dir, root)?;
+            }
             if !log_dir.is_empty() {
                 std::fs::create_dir_all(&log_dir).map_err(Error::file("create", &log_dir))?;
             }

@@ -10,6 +10,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use api_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
@@ -248,7 +249,7 @@ pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Resul
         .map_err(|e| Kind::Record { path: path.clone(), problem: e.to_string() })?;
     let write = || {
         if durable {
-            fs::create_dir_all(dir)?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
         let mut file = File::create(&temp)?;
         file.write_all(&bytes)?;

@@ -18,6 +18,7 @@ mod rlimits;
 mod security;
 mod signal;
 mod user;
+mod userns;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,6 +41,7 @@ pub(crate) use self::security::{Asked, Labels, Profile, check_pod, label_root, o
 use self::security::{capabilities, paths};
 pub(crate) use self::signal::stop_signal;
 pub(crate) use self::user::{name_user, user};
+pub(crate) use self::userns::{check_users, mount_users, pod_root, pod_users};
 use crate::confine::Confine;
 use crate::error::{Error, Kind, Result};
 use crate::features::Features;

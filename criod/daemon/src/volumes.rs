@@ -6,7 +6,8 @@
 //! removal, or the criod after one that died ─▶ unmounted, before anything of the folder is removed
 //! ```
 //! The record comes first, so no mount is without one. An overlay without an upper layer cannot be
-//! written to, whatever is done to the mount. An image is mounted once for each container.
+//! written to, whatever is done to the mount. An image is mounted once for each container,
+//! and once more where the pod's user namespace is to own its files (`uid_mappings`).
 
 mod declared;
 
@@ -14,12 +15,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use api_cri::v1::{ContainerConfig, Mount, MountPropagation};
-use storage::{ContainerMount, MountOptions};
+use storage::{ContainerMount, MountOptions, Owners};
 
 pub(crate) use self::declared::{Declared, declare};
 use crate::error::{Error, Kind, Result};
 use crate::node::Node;
-use crate::record::{ContainerRecord, ImageVolume};
+use crate::record::{ContainerRecord, ImageVolume, PodRecord};
+use crate::spec;
 
 /// Where image volumes lie, by the number of the request's mount.
 pub(crate) type Sources = BTreeMap<usize, PathBuf>;
@@ -56,19 +58,29 @@ impl Node {
 
     /// Mounts a container's image volumes with this SELinux label, if it has one. Their layers are
     /// held already.
-    pub(crate) fn mount_volumes(&self, record: &ContainerRecord, label: &str) -> Result<Sources> {
+    pub(crate) fn mount_volumes(
+        &self,
+        pod: &PodRecord,
+        record: &ContainerRecord,
+        label: &str,
+    ) -> Result<Sources> {
         let mut sources = Sources::new();
-        let mut mounted: BTreeMap<&str, PathBuf> = BTreeMap::new();
+        let mut mounted: BTreeMap<(&str, bool), PathBuf> = BTreeMap::new();
         let folder = folder(&self.paths.container_run(&record.id));
         for volume in &record.volumes {
             let Some(mount) = record.config.0.mounts.get(volume.mount) else { continue };
-            let root = match mounted.get(volume.image_id.as_str()) {
+            let owners = match spec::mount_users(pod, mount)? {
+                Some(_) => self.owners(pod),
+                None => None,
+            };
+            let key = (volume.image_id.as_str(), owners.is_some());
+            let root = match mounted.get(&key) {
                 Some(root) => root.clone(),
                 None => {
                     let dir = folder.join(volume.mount.to_string());
-                    let options = options(mount, label).map_err(failed(mount))?;
+                    let options = options(owners, label);
                     let root = self.mount_volume(volume, options, &dir).map_err(failed(mount))?;
-                    mounted.insert(&volume.image_id, root.clone());
+                    mounted.insert(key, root.clone());
                     root
                 }
             };
@@ -96,14 +108,11 @@ impl Node {
     }
 }
 
-/// How an image volume is mounted; `uid_mappings` and `gid_mappings` have their place here.
-fn options(mount: &Mount, label: &str) -> Result<MountOptions> {
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(Error::unsupported("id-mapped image volumes are not supported yet"));
-    }
+/// How an image volume is mounted.
+fn options(owners: Option<Owners>, label: &str) -> MountOptions {
     let context = security::selinux::mount_option(label);
     let extra = ["nodev".to_owned()].into_iter().chain(context).collect();
-    Ok(MountOptions { readonly: true, extra })
+    MountOptions { readonly: true, extra, owners }
 }
 
 /// What cannot be with an image. Nothing is ever mounted below one, so that read-only is
@@ -170,7 +179,7 @@ mod tests {
             let image = api_cri::v1::ImageSpec { image: "i".into(), ..Default::default() };
             let mut mount = Mount { image: Some(image), readonly: true, ..Default::default() };
             change(&mut mount);
-            check(&mount).and_then(|()| options(&mount, "")).is_ok()
+            check(&mount).is_ok()
         };
         assert!(of(|_| ()));
         assert!(of(|m| m.recursive_read_only = true));

@@ -36,7 +36,8 @@ impl World {
             ("net.ipv6.conf.all.accept_dad", "0"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let request = Request { kinds: &[Kind::Net], hostname: None, sysctls: &sysctls };
+        let request =
+            Request { kinds: &[Kind::Net], hostname: None, sysctls: &sysctls, users: None };
         for name in NAMES {
             Pinned::create(&world.folder.path().join(name), &request).unwrap();
         }

@@ -30,6 +30,14 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The kernel refused the maps of a user namespace.
+    #[error("cannot map ids into the user namespace for {path}")]
+    Map {
+        /// The directory of the pins.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The bind mount failed.
     #[error("cannot pin a namespace on {path}")]
     Mount {
@@ -101,7 +109,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The namespace could not be entered.
-    #[error("cannot enter the network namespace {path}")]
+    #[error("cannot enter the namespace {path}")]
     Enter {
         /// The pin.
         path: PathBuf,

@@ -20,8 +20,10 @@
 //! pin existed may hold a copy that no unmount reaches; [`remove`] therefore also unlinks the
 //! file, upon which the kernel detaches every mount on it in every mount namespace.
 //!
-//! What this crate does not do: pid, user and mount namespaces (the OCI runtime makes those),
-//! and interfaces other than `lo` (CNI plugins make those).
+//! A pod's user namespace, where it has one, is pinned with the others and owns them.
+//!
+//! What this crate does not do: pid and mount namespaces (the OCI runtime makes those), and
+//! interfaces other than `lo` (CNI plugins make those).
 
 mod error;
 mod netlink;
@@ -30,8 +32,9 @@ mod stats;
 mod sysctl;
 
 pub use error::Error;
-pub use pin::{Kind, Pinned, Request, enter, is_namespace, pin_pid, remove};
+pub use pin::{Kind, Pinned, Request, Users, enter, is_namespace, pin_pid, remove};
 pub use stats::{Counters, addresses, interfaces};
+pub use sys::userns::Range;
 pub use sysctl::{check as check_sysctl, kind_of as kind_of_sysctl};
 
 /// The result of this crate's operations.

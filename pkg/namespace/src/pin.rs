@@ -1,10 +1,13 @@
 //! Pins: made by a thread that has new namespaces, found again, entered, removed.
 //!
 //! ```text
-//!   (nothing) --create--> <dir>/{net,ipc,uts} mounted --remove--> (nothing)
+//!   (nothing) --create--> <dir>/{user,net,ipc,uts} mounted --remove--> (nothing)
 //!        ^                        |
 //!        '---- any failure <------'   (create removes what it had made)
 //! ```
+//!
+//! Only a process of its own can have a new user namespace, so with one it is a short-lived process
+//! that has the namespaces, and the thread enters them to set them up ([`make_owned`]).
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -16,6 +19,7 @@ use std::thread;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, statfs};
+use sys::userns::{Range, hold};
 
 use crate::{Error, Result, netlink, sysctl};
 
@@ -31,10 +35,12 @@ pub enum Kind {
     Ipc,
     /// The hostname.
     Uts,
+    /// Ids, and what root may do. It comes with [`Request::users`] alone.
+    User,
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind that [`Request::kinds`] is about.
     pub const ALL: [Kind; 3] = [Kind::Net, Kind::Ipc, Kind::Uts];
 
     /// The name of the pin's file, which is also that below `/proc/<pid>/ns`.
@@ -43,6 +49,7 @@ impl Kind {
             Kind::Net => "net",
             Kind::Ipc => "ipc",
             Kind::Uts => "uts",
+            Kind::User => "user",
         }
     }
 
@@ -51,7 +58,27 @@ impl Kind {
             Kind::Net => CloneFlags::CLONE_NEWNET,
             Kind::Ipc => CloneFlags::CLONE_NEWIPC,
             Kind::Uts => CloneFlags::CLONE_NEWUTS,
+            Kind::User => CloneFlags::CLONE_NEWUSER,
         }
+    }
+}
+
+/// Every kind that can be pinned by name.
+const PINS: [Kind; 4] = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::User];
+
+/// Which ids of the node those of a user namespace are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Users {
+    /// User ids.
+    pub uids: Range,
+    /// Group ids.
+    pub gids: Range,
+}
+
+impl Users {
+    /// Root's user and group id as the node sees them; `None` if root is not mapped.
+    pub fn root(&self) -> Option<(u32, u32)> {
+        Some((self.uids.outside_of(0)?, self.gids.outside_of(0)?))
     }
 }
 
@@ -65,6 +92,8 @@ pub struct Request<'a> {
     /// Sysctls, name and value, written in this order before `lo` comes up. Each must belong to
     /// a namespace of `kinds`.
     pub sysctls: &'a [(String, String)],
+    /// The user namespace that the pod gets, which owns the namespaces of `kinds`.
+    pub users: Option<Users>,
 }
 
 /// The pinned namespaces of a pod.
@@ -76,6 +105,8 @@ pub struct Pinned {
     pub ipc: Option<PathBuf>,
     /// The pin of the UTS namespace.
     pub uts: Option<PathBuf>,
+    /// The pin of the user namespace.
+    pub user: Option<PathBuf>,
 }
 
 impl Pinned {
@@ -86,7 +117,7 @@ impl Pinned {
     ///
     /// # Errors
     ///
-    /// Any but [`Error::Enter`] and [`Error::Interfaces`]. Nothing is left behind then.
+    /// Any but [`Error::Interfaces`]. Nothing is left behind then.
     pub fn create(dir: &Path, request: &Request<'_>) -> Result<Pinned> {
         // Bad names and values are refused before anything is made.
         for (name, value) in request.sysctls {
@@ -111,7 +142,7 @@ impl Pinned {
     /// mounted (as after a reboot on a persistent file system) does not count.
     pub fn existing(dir: &Path) -> Pinned {
         let mut pinned = Pinned::default();
-        for kind in Kind::ALL {
+        for kind in PINS {
             let path = dir.join(kind.name());
             if is_namespace(&path) {
                 pinned.set(kind, path);
@@ -126,6 +157,7 @@ impl Pinned {
             Kind::Net => self.net.as_deref(),
             Kind::Ipc => self.ipc.as_deref(),
             Kind::Uts => self.uts.as_deref(),
+            Kind::User => self.user.as_deref(),
         }
     }
 
@@ -134,26 +166,20 @@ impl Pinned {
             Kind::Net => self.net = Some(path),
             Kind::Ipc => self.ipc = Some(path),
             Kind::Uts => self.uts = Some(path),
+            Kind::User => self.user = Some(path),
         }
     }
 }
 
 /// The work of the fresh thread. Its namespaces die with it unless they were pinned.
 fn make(dir: &Path, request: &Request<'_>) -> Result<Pinned> {
+    if let Some(users) = request.users {
+        return make_owned(dir, request, users);
+    }
     let flags = request.kinds.iter().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
     unshare(flags)
         .map_err(|errno| Error::Unshare { path: dir.to_owned(), source: errno.into() })?;
-    if let Some(hostname) = request.hostname.filter(|_| request.kinds.contains(&Kind::Uts)) {
-        nix::unistd::sethostname(hostname)
-            .map_err(|e| Error::Hostname { hostname: hostname.to_owned(), source: e.into() })?;
-    }
-    for (name, value) in request.sysctls {
-        sysctl::write(name, value, request.kinds)?;
-    }
-    if request.kinds.contains(&Kind::Net) {
-        netlink::loopback_up()
-            .map_err(|source| Error::Loopback { path: dir.to_owned(), source })?;
-    }
+    set_up(dir, request)?;
     let mut pinned = Pinned::default();
     for &kind in request.kinds {
         let path = dir.join(kind.name());
@@ -161,6 +187,56 @@ fn make(dir: &Path, request: &Request<'_>) -> Result<Pinned> {
         pinned.set(kind, path);
     }
     Ok(pinned)
+}
+
+/// The same with a user namespace that owns the others.
+///
+/// ```text
+/// process: user + others new, waits     this thread: writes the maps, pins all,
+///    ends <----------------------------              enters all but user, sets them up
+/// ```
+fn make_owned(dir: &Path, request: &Request<'_>, users: Users) -> Result<Pinned> {
+    let flags = request.kinds.iter().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
+    let holder = hold((flags - CloneFlags::CLONE_NEWUSER).bits())
+        .map_err(|source| Error::Unshare { path: dir.to_owned(), source })?;
+    holder
+        .map(users.uids, users.gids)
+        .map_err(|source| Error::Map { path: dir.to_owned(), source })?;
+    let mut pinned = Pinned::default();
+    let made = Path::new("/proc").join(holder.pid().to_string()).join("ns");
+    for kind in PINS {
+        if kind == Kind::User || request.kinds.contains(&kind) {
+            let path = dir.join(kind.name());
+            pin_namespace(&made.join(kind.name()), &path)?;
+            pinned.set(kind, path);
+        }
+    }
+    drop(holder);
+    for kind in Kind::ALL {
+        if let Some(pin) = pinned.get(kind) {
+            let failed = |source| Error::Enter { path: pin.to_owned(), source };
+            let file = fs::File::open(pin).map_err(failed)?;
+            setns(file.as_fd(), kind.flag()).map_err(|errno| failed(errno.into()))?;
+        }
+    }
+    set_up(dir, request)?;
+    Ok(pinned)
+}
+
+/// Sets up the calling thread's new namespaces.
+fn set_up(dir: &Path, request: &Request<'_>) -> Result<()> {
+    if let Some(hostname) = request.hostname.filter(|_| request.kinds.contains(&Kind::Uts)) {
+        nix::unistd::sethostname(hostname)
+            .map_err(|e| Error::Hostname { hostname: hostname.to_owned(), source: e.into() })?;
+    }
+    for (name, value) in request.sysctls {
+        sysctl::write(name, value, request)?;
+    }
+    if request.kinds.contains(&Kind::Net) {
+        netlink::loopback_up()
+            .map_err(|source| Error::Loopback { path: dir.to_owned(), source })?;
+    }
+    Ok(())
 }
 
 /// Mounts the calling thread's namespace of `kind` onto a new file at `path`.
@@ -210,7 +286,7 @@ pub fn is_namespace(path: &Path) -> bool {
 /// [`Error::Unmount`] or [`Error::Remove`], after everything else was tried.
 pub fn remove(dir: &Path) -> Result<()> {
     let mut first = None;
-    for name in Kind::ALL.iter().map(|k| k.name()).chain([PID]) {
+    for name in PINS.iter().map(|k| k.name()).chain([PID]) {
         if let Err(error) = unpin(&dir.join(name)) {
             first.get_or_insert(error);
         }

@@ -9,10 +9,12 @@
 //! `net.ipv4.conf.eth0/1.forwarding` and `net/ipv4/conf/eth0.1/forwarding` are the same.
 
 use std::fs::OpenOptions;
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
-use crate::{Error, Kind, Result};
+use sys::userns::Range;
+
+use crate::{Error, Kind, Request, Result};
 
 /// The components of a name, outermost first.
 fn components(name: &str) -> Result<Vec<String>> {
@@ -80,13 +82,45 @@ pub(crate) fn path(name: &str, kinds: &[Kind]) -> Result<PathBuf> {
 }
 
 /// Writes a sysctl of the calling thread's namespaces.
-pub(crate) fn write(name: &str, value: &str, kinds: &[Kind]) -> Result<()> {
-    let path = path(name, kinds)?;
-    OpenOptions::new()
-        .write(true)
-        .open(path)
-        .and_then(|mut file| file.write_all(value.as_bytes()))
-        .map_err(|source| Error::Sysctl { name: name.to_owned(), value: value.to_owned(), source })
+pub(crate) fn write(name: &str, value: &str, request: &Request<'_>) -> Result<()> {
+    let path = path(name, request.kinds)?;
+    let within = request.users.and_then(|users| within(&path, value, users.gids));
+    let text = within.as_deref().unwrap_or(value);
+    let put = || {
+        let mut file = OpenOptions::new().write(true).open(&path)?;
+        file.write_all(text.as_bytes())
+    };
+    let written = match (put(), request.users.and_then(|users| users.root())) {
+        // Since Linux 6.11 those of an IPC namespace are its owner's root's alone.
+        (Err(e), Some((root, _))) if e.kind() == io::ErrorKind::PermissionDenied => {
+            sys::userns::as_user(root, put)
+        }
+        (written, _) => written,
+    };
+    written.map_err(|source| Error::Sysctl {
+        name: name.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
+}
+
+/// The groups that may send pings, as the node sees them: the kernel takes them so from whoever is
+/// not in the user namespace. The range ends where the namespace's does.
+fn within(path: &Path, value: &str, gids: Range) -> Option<String> {
+    if !path.ends_with("net/ipv4/ping_group_range") {
+        return None;
+    }
+    let mut ids = value.split_whitespace().map(str::parse::<u32>);
+    let (Some(Ok(first)), Some(Ok(last)), None) = (ids.next(), ids.next(), ids.next()) else {
+        return None;
+    };
+    let highest = gids.inside.checked_add(gids.size.checked_sub(1)?)?;
+    let (first, last) = (first.max(gids.inside), last.min(highest));
+    // "1 0" is nobody.
+    if first > last {
+        return None;
+    }
+    Some(format!("{} {}", gids.outside_of(first)?, gids.outside_of(last)?))
 }
 
 #[cfg(test)]
@@ -164,6 +198,19 @@ mod tests {
         {
             assert!(matches!(path(name, &ALL), Err(Error::SysctlName { .. })), "{name}");
         }
+    }
+
+    #[test]
+    fn groups_that_may_ping() {
+        let gids = Range { inside: 0, outside: 100_000, size: 65_536 };
+        let file = Path::new("/proc/sys/net/ipv4/ping_group_range");
+        let with = |value| within(file, value, gids);
+        assert_eq!(with("0 2147483647").as_deref(), Some("100000 165535"));
+        assert_eq!(with("5\t7\n").as_deref(), Some("100005 100007"));
+        for other in ["1 0", "70000 80000", "0", "0 1 2", "a b", "-1 5", ""] {
+            assert_eq!(with(other), None, "{other}");
+        }
+        assert_eq!(within(Path::new("/proc/sys/net/ipv4/tcp_rmem"), "0 1", gids), None);
     }
 
     proptest! {

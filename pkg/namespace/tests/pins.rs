@@ -43,7 +43,7 @@ impl Drop for Process {
 }
 
 fn all(hostname: Option<&'static str>) -> Request<'static> {
-    Request { kinds: &Kind::ALL, hostname, sysctls: &[] }
+    Request { kinds: &Kind::ALL, hostname, sysctls: &[], users: None }
 }
 
 fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -137,7 +137,7 @@ fn sysctls_are_the_pods_own() {
         ("fs.mqueue.msg_max", "55"),
         ("kernel.domainname", "pods.example"),
     ]);
-    let request = Request { kinds: &Kind::ALL, hostname: None, sysctls: &sysctls };
+    let request = Request { kinds: &Kind::ALL, hostname: None, sysctls: &sysctls, users: None };
     let pinned = Pinned::create(&scratch.dir(), &request).unwrap();
     let cat = |option, pin: &Option<PathBuf>, file: &str| {
         inside(option, pin.as_deref().unwrap(), &["cat", &format!("/proc/sys/{file}")])
@@ -156,13 +156,13 @@ fn sysctls_are_the_pods_own() {
 fn a_failure_leaves_nothing() {
     let scratch = Scratch::new();
     let unknown = pairs(&[("net.ipv4.no_such_thing", "1")]);
-    let request = Request { kinds: &Kind::ALL, hostname: None, sysctls: &unknown };
+    let request = Request { kinds: &Kind::ALL, hostname: None, sysctls: &unknown, users: None };
     let error = Pinned::create(&scratch.dir(), &request).unwrap_err();
     assert!(matches!(error, Error::Sysctl { .. }), "{error}");
     assert!(!scratch.dir().exists());
 
     let hosts = pairs(&[("kernel.pid_max", "4194304")]);
-    let request = Request { kinds: &Kind::ALL, hostname: None, sysctls: &hosts };
+    let request = Request { kinds: &Kind::ALL, hostname: None, sysctls: &hosts, users: None };
     let error = Pinned::create(&scratch.dir(), &request).unwrap_err();
     assert!(matches!(error, Error::SysctlNotNamespaced { .. }), "{error}");
     assert!(!scratch.dir().exists());

@@ -94,7 +94,9 @@ fn defaults(input: &SpecInput) -> Vec<(&'static str, Mount)> {
     // sysfs belongs to the network namespace, mqueue to the IPC namespace: a user namespace that
     // does not own those may not mount them, but may bind what the host has mounted.
     let sys = if in_userns && ns.network == Ns::Host {
-        mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", sys_access])
+        // What the host has mounted below it comes along, and is to be no more writable.
+        let access = if input.privileged { "rw" } else { "rro" };
+        mount("/sys", "bind", "/sys", &["rbind", "nosuid", "noexec", "nodev", access])
     } else {
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys_access])
     };

@@ -5,7 +5,11 @@
 //!       work     the kernel's own
 //!       merged   the mount point
 //!       lower    empty; for images without layers, and read-only mounts of a single one
+//!       owners   the folder of all layers as a user namespace sees it; for a moment only
 //! ```
+//!
+//! With [`Owners`] the layers are shown to overlay with the owners that a user namespace has
+//! (Linux 5.19); on disk they stay as they are, and `upper` has the namespace's ids.
 //!
 //! Mounted with the kernel's mount API where it can take layers one by one (`lowerdir+`, Linux
 //! 6.8), so that neither the number of layers nor the length of their paths is limited by a page.
@@ -13,7 +17,7 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +26,8 @@ use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
 };
+
+use sys::userns::Range;
 
 use crate::error::{Error, Result};
 use crate::layers::RootAttributes;
@@ -32,6 +38,8 @@ use crate::{Digest, Store, tree};
 const OVERLAY_MAGIC: u64 = 0x794c_7630;
 /// The longest value that the mount API takes.
 const LONGEST_VALUE: usize = 255;
+/// Where the layers are seen with other owners while they are mounted.
+const OWNERS: &str = "owners";
 /// How many mounts on top of each other are taken down.
 const STACKED: usize = 16;
 
@@ -43,6 +51,19 @@ pub struct MountOptions {
     /// More options: `nodev`, `nosuid`, `noexec`, `noatime` for the mount, all else for overlay
     /// (`volatile`, `context=…`), as one option each.
     pub extra: Vec<String>,
+    /// Whose the layers' files are; `None` is as on disk.
+    pub owners: Option<Owners>,
+}
+
+/// A user namespace whose ids a root file system's owners are.
+#[derive(Debug, Clone)]
+pub struct Owners {
+    /// A file that is the namespace, as `/proc/<pid>/ns/user` or a mount of it.
+    pub namespace: PathBuf,
+    /// Its user ids.
+    pub uids: Range,
+    /// Its group ids.
+    pub gids: Range,
 }
 
 /// A container's root file system in a folder of the caller.
@@ -51,6 +72,8 @@ pub struct ContainerMount {
     dir: PathBuf,
     /// Highest first, as overlay wants them.
     lower: Vec<PathBuf>,
+    /// The folder that all layers are in.
+    layers: PathBuf,
     root: RootAttributes,
     options: MountOptions,
     classic: bool,
@@ -61,7 +84,8 @@ impl Store {
     /// must be on a file system that overlay can write to. Does nothing to the disk yet.
     ///
     /// # Errors
-    /// [`Error::UnknownLayer`] if a layer is not there.
+    /// [`Error::UnknownLayer`] if a layer is not there, [`Error::Owner`] if the image's root folder
+    /// belongs to somebody whom [`MountOptions::owners`] does not know.
     pub fn container_mount(
         &self,
         dir: &Path,
@@ -90,8 +114,17 @@ impl Store {
             lower.push(dir.join("upper"));
         }
         let root = root.unwrap_or(RootAttributes { mode: 0o755, uid: 0, gid: 0 });
+        let root = match &options.owners {
+            Some(owners) => RootAttributes {
+                uid: owners.uids.outside_of(root.uid).ok_or(Error::Owner { id: root.uid })?,
+                gid: owners.gids.outside_of(root.gid).ok_or(Error::Owner { id: root.gid })?,
+                ..root
+            },
+            None => root,
+        };
         let classic = self.inner.options.classic_mount;
-        Ok(ContainerMount { dir, lower, root, options, classic })
+        let layers = self.inner.overlay.clone();
+        Ok(ContainerMount { dir, lower, layers, root, options, classic })
     }
 }
 
@@ -100,8 +133,8 @@ impl ContainerMount {
     /// not be known.
     pub fn existing(dir: &Path) -> Self {
         let root = RootAttributes { mode: 0o755, uid: 0, gid: 0 };
-        let (lower, options) = (Vec::new(), MountOptions::default());
-        Self { dir: dir.to_owned(), lower, root, options, classic: false }
+        let (lower, layers, options) = (Vec::new(), PathBuf::new(), MountOptions::default());
+        Self { dir: dir.to_owned(), lower, layers, root, options, classic: false }
     }
 
     /// The mount point.
@@ -127,17 +160,55 @@ impl ContainerMount {
             Mounted::Other => return Err(Error::MountInside { path: merged }),
             Mounted::Nothing => {}
         }
+        let shown = self.options.owners.as_ref().map(|o| self.show(o)).transpose()?;
+        let lower: Vec<PathBuf> = match &shown {
+            Some(shown) => self.lower.iter().map(|path| self.shown(&shown.0, path)).collect(),
+            None => self.lower.clone(),
+        };
+        self.mount_overlay(&merged, &lower)?;
+        // Overlay has its own copies of the layers' mounts.
+        shown.map_or(Ok(()), Shown::end)?;
+        Ok(merged)
+    }
+
+    fn mount_overlay(&self, merged: &Path, lower: &[PathBuf]) -> Result<()> {
         let refused = match self.classic {
             true => None,
-            false => match self.mount_by_parts(&merged)? {
-                ByParts::Mounted => return Ok(merged),
+            false => match self.mount_by_parts(merged, lower)? {
+                ByParts::Mounted => return Ok(()),
                 ByParts::Unknown => None,
                 ByParts::Refused(error) => Some(error),
             },
         };
         // The first error says more.
-        self.mount_classic(&merged).map_err(|error| refused.unwrap_or(error))?;
-        Ok(merged)
+        self.mount_classic(merged, lower).map_err(|error| refused.unwrap_or(error))
+    }
+
+    /// Mounts the folder of the layers with other owners.
+    fn show(&self, owners: &Owners) -> Result<Shown> {
+        let at = self.dir.join(OWNERS);
+        let fail = |step: &str, e: std::io::Error| Error::Mount {
+            path: at.clone(),
+            detail: format!("cannot {step}"),
+            source: e,
+        };
+        // One that is there is of a mount that was cut short.
+        Shown(at.clone()).end()?;
+        fs::create_dir(&at).map_err(|e| Error::io("create", &at, e))?;
+        let shown = Shown(at.clone());
+        let namespace = fs::File::open(&owners.namespace)
+            .map_err(|e| Error::io("open", &owners.namespace, e))?;
+        let what = format!("show {} with the owners of a user namespace", self.layers.display());
+        let mount =
+            sys::mount::idmapped(&self.layers, namespace.as_fd()).map_err(|e| fail(&what, e))?;
+        let point = open_path(&at).map_err(|e| fail("open the mount point", e.into()))?;
+        place(&mount, &point).map_err(|e| fail("put the layers in their place", e.into()))?;
+        Ok(shown)
+    }
+
+    /// Where a layer is seen below `at`; folders of this root's own stay where they are.
+    fn shown(&self, at: &Path, path: &Path) -> PathBuf {
+        path.strip_prefix(&self.layers).map_or_else(|_| path.to_owned(), |rest| at.join(rest))
     }
 
     /// Unmounts it; if it is busy, it goes away when the last user does. Nothing to do if it is not
@@ -174,6 +245,7 @@ impl ContainerMount {
     /// [`Error::MountInside`] if something else is mounted in them.
     pub fn remove(&self) -> Result<()> {
         self.unmount()?;
+        Shown(self.dir.join(OWNERS)).end()?;
         for name in ["merged", "work", "upper", "lower"] {
             tree::remove_tree(&self.dir.join(name))?;
         }
@@ -226,7 +298,7 @@ impl ContainerMount {
         extra.chain(readonly).filter_map(mount_attribute)
     }
 
-    fn mount_by_parts(&self, merged: &Path) -> Result<ByParts> {
+    fn mount_by_parts(&self, merged: &Path, lower: &[PathBuf]) -> Result<ByParts> {
         let context = match rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
             Ok(context) => context,
             Err(Errno::NOSYS) => return Ok(ByParts::Unknown),
@@ -243,7 +315,7 @@ impl ContainerMount {
             open.push(folder);
             rustix::mount::fsconfig_set_string(&context, key, short)
         };
-        for (number, layer) in self.lower.iter().enumerate() {
+        for (number, layer) in lower.iter().enumerate() {
             match set("lowerdir+", layer) {
                 Ok(()) => {}
                 Err(Errno::INVAL) if number == 0 => return Ok(ByParts::Unknown),
@@ -275,16 +347,13 @@ impl ContainerMount {
         let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
             .map_err(|e| fail("make the mount", e))?;
         let point = open_path(merged).map_err(|e| fail("open the mount point", e))?;
-        let flags =
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(&mount, "", &point, "", flags)
-            .map_err(|e| fail("put the mount in its place", e))?;
+        place(&mount, &point).map_err(|e| fail("put the mount in its place", e))?;
         Ok(ByParts::Mounted)
     }
 
     /// For kernels without `lowerdir+`. All options must fit into a page, so folders are named by
     /// the number of an open file: about 200 layers.
-    fn mount_classic(&self, merged: &Path) -> Result<()> {
+    fn mount_classic(&self, merged: &Path, lower: &[PathBuf]) -> Result<()> {
         let fail = |step: &str, e| fail(merged, step, None, e);
         let mut open = Vec::new();
         let mut short = |path: &Path| -> Result<String> {
@@ -294,7 +363,7 @@ impl ContainerMount {
             open.push(folder);
             Ok(short)
         };
-        let lower = self.lower.iter().map(|path| short(path)).collect::<Result<Vec<_>>>()?;
+        let lower = lower.iter().map(|path| short(path)).collect::<Result<Vec<_>>>()?;
         let mut data = format!("lowerdir={}", lower.join(":"));
         if !self.options.readonly {
             let (upper, work) = (short(&self.upper())?, short(&self.dir.join("work"))?);
@@ -324,6 +393,47 @@ enum ByParts {
     /// It refused in the end: before Linux 6.5 overlay is given any option and looks at all of them
     /// only then.
     Refused(Error),
+}
+
+/// The layers with other owners, mounted until this goes.
+struct Shown(PathBuf);
+
+impl Shown {
+    fn end(self) -> Result<()> {
+        self.take_away()
+    }
+
+    /// The folder is only ever unlinked when it is empty: what is mounted there are all layers.
+    fn take_away(&self) -> Result<()> {
+        let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+        loop {
+            match rustix::mount::unmount(&self.0, flags) {
+                Ok(()) => {}
+                Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => break,
+                Err(e) => return Err(Error::Unmount { path: self.0.clone(), source: e.into() }),
+            }
+        }
+        match fs::remove_dir(&self.0) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &self.0, e))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if let Err(e) = self.take_away() {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
+/// Puts a mount that has no place yet over a folder.
+fn place(mount: &OwnedFd, point: &OwnedFd) -> rustix::io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", point, "", flags)
 }
 
 fn open_path(path: &Path) -> rustix::io::Result<OwnedFd> {

@@ -146,6 +146,12 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// An owner of the image's root folder is none of the user namespace that it is mounted for.
+    #[error("the image's root folder belongs to id {id}, which the user namespace does not have")]
+    Owner {
+        /// The user or group id.
+        id: u32,
+    },
     /// An overlay could not be unmounted.
     #[error("cannot unmount {}", path.display())]
     Unmount {

@@ -42,7 +42,7 @@ mod stream;
 mod tree;
 mod unpack;
 
-pub use container::{ContainerMount, MountOptions};
+pub use container::{ContainerMount, MountOptions, Owners};
 pub use digest::{Digest, chain_ids};
 pub use error::{EntryProblem, Error, Result};
 pub use images::{ImageIndex, ImageRecord};

@@ -15,6 +15,7 @@
 //! | [`tty`]       | the size of a terminal                                                |
 //! | [`caps`]      | giving up privileges for good                                         |
 //! | [`start`]     | what a process does first                                             |
+//! | [`userns`]    | user namespaces                                                       |
 
 pub mod caps;
 pub mod clock;
@@ -26,6 +27,7 @@ pub mod proc;
 pub mod seqpacket;
 pub mod start;
 pub mod tty;
+pub mod userns;
 
 /// The environment variable in which the keeper tells those whom it forks which soft limit of open
 /// files they and their containers are to have: its own is higher.

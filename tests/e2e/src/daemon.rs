@@ -55,6 +55,8 @@ pub struct Options {
     pub no_network: bool,
     /// With it portmap is in the chain.
     pub portmap: bool,
+    /// With it runc is the one that tests/setup/install builds, which has user namespaces.
+    pub new_runc: bool,
 }
 
 /// Data of a registry, once for all tests of a program.
@@ -93,6 +95,15 @@ impl Data {
         test_images::push::push(&catalog, &target).unwrap();
         pushed.extend(missing.iter().map(|n| (*n).to_owned()));
     }
+}
+
+/// The program that tests/setup/install builds.
+fn new_runc() -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../setup/runc/path");
+    let said = Command::new(script).output().unwrap();
+    let path = String::from_utf8(said.stdout).unwrap().trim().to_owned();
+    assert!(Path::new(&path).exists(), "no {path}: run make setup");
+    path
 }
 
 /// A criod and all that is below its folder.
@@ -136,6 +147,8 @@ impl Criod {
     pub fn prepare(options: Options) -> Criod {
         let folder = tempfile::Builder::new().prefix("criod-e2e-").tempdir().unwrap();
         let dir = folder.path().to_owned();
+        // The root of a pod with a user namespace of its own passes through it.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).unwrap();
         let tag = dir.file_name().unwrap().to_str().unwrap().to_owned();
         for name in ["root", "run", "logs", "cni", "plugins", "none", "registry"] {
             fs::create_dir(dir.join(name)).unwrap();
@@ -211,6 +224,9 @@ impl Criod {
             command.arg(flag).arg(at(name));
         }
         command.arg("--cni-plugin-dir").arg(format!("{},/usr/lib/cni", at("plugins").display()));
+        if self.options.new_runc {
+            command.arg("--runtimes").arg(format!("runc:{}:", new_runc()));
+        }
         let dir = self.dir.to_string_lossy();
         command.args(self.options.args.iter().map(|a| a.replace("DIR", &dir)));
         command.envs(self.options.env.iter().map(|(k, v)| (k, v.replace("DIR", &dir))));

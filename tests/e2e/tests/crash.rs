@@ -13,7 +13,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use api_cri::v1::PodSandboxConfig;
+use api_cri::v1::{LinuxContainerConfig, LinuxContainerSecurityContext, PodSandboxConfig};
 use e2e::daemon::{Answer, BUSYBOX, Cri, Criod, EXITED, Options, container, lines, processes};
 use e2e::eventually;
 use nix::sys::signal::{Signal, kill};
@@ -37,11 +37,24 @@ fn repeated<T>(kills: &Kills, what: &str, call: impl Fn() -> Answer<T>) -> T {
     }
 }
 
+/// What the kubelet says to a container of its pod's namespaces: the same again.
+fn in_the_namespaces_of(config: &PodSandboxConfig) -> LinuxContainerConfig {
+    let pod = config.linux.clone().unwrap().security_context.unwrap();
+    LinuxContainerConfig {
+        security_context: Some(LinuxContainerSecurityContext {
+            namespace_options: pod.namespace_options,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
 /// One cycle.
 fn cycle(cri: &Cri, kills: &Kills, config: &PodSandboxConfig) {
     let name = config.metadata.clone().unwrap().name;
     let script = "trap 'exit 5' TERM; echo started; while :; do sleep 0.02; done";
-    let one = container("one", &["sh", "-c", script]);
+    let mut one = container("one", &["sh", "-c", script]);
+    one.linux = Some(in_the_namespaces_of(config));
     let pod = repeated(kills, "RunPodSandbox", || cri.run_pod(config));
     let listed = repeated(kills, "ListPodSandbox", || cri.try_pods());
     assert_eq!(listed.iter().map(|p| &p.id).collect::<Vec<_>>(), [&pod]);
@@ -88,7 +101,16 @@ fn strike(criod: &mut Criod, victim: Victim) {
 }
 
 fn killed_all_along(victim: Victim, rounds: u32, config: impl Fn(&Cri, &str) -> PodSandboxConfig) {
-    let mut criod = Criod::start(Options::default());
+    killed_with(Options::default(), victim, rounds, config);
+}
+
+fn killed_with(
+    options: Options,
+    victim: Victim,
+    rounds: u32,
+    config: impl Fn(&Cri, &str) -> PodSandboxConfig,
+) {
+    let mut criod = Criod::start(options);
     let kills = Kills::new(0);
     let began = Instant::now();
     cycle(&criod.cri, &kills, &config(&criod.cri, "warm"));
@@ -136,6 +158,12 @@ fn with_a_shared_pid_namespace_and_host_ports() {
         });
         config
     });
+}
+
+#[test]
+fn with_a_user_namespace() {
+    let options = Options { new_runc: true, ..Options::default() };
+    killed_with(options, Victim::Criod, 24, |cri, name| cri.users_pod(name));
 }
 
 #[test]

@@ -106,15 +106,17 @@ impl RuntimeService for Runtime {
                 serde_json::json!({ "crio": config, "sandboxImage": self.0.config.pause_image });
             info.insert("config".to_owned(), value.to_string());
         }
+        let runtime_handlers = self.handlers().await;
+        let users = |h: &RuntimeHandler| h.features.as_ref().is_some_and(|f| f.user_namespaces);
         answer(StatusResponse {
             status: Some(RuntimeStatus { conditions: self.conditions() }),
             info,
-            runtime_handlers: self.handlers().await,
             features: Some(RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: runtime_handlers.iter().any(users),
                 mount_options: true,
             }),
+            runtime_handlers,
         })
     }
 

@@ -10,7 +10,8 @@ use oci::{MountInput, MountKind, Propagation};
 
 use super::paths::{Spread, clean};
 use super::security::label_root;
-use super::{Request, mode, pod_modes};
+use super::userns::on_node;
+use super::{Request, mode, pod_modes, pod_users};
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::volumes::{self, Declared};
@@ -38,14 +39,20 @@ impl Request<'_> {
         mounts.push(bind(&shm, "/dev/shm"));
         if !self.infra {
             let mut own = files::default_mounts(self.node, self.run)?;
+            if let Some(root) = pod_users(self.pod).and_then(|users| users.root()) {
+                for copy in &own {
+                    crate::userns::give(Path::new(&copy.source), root)?;
+                }
+            }
+            let (uid, gid) = on_node(self.pod, user.uid, user.gid)?;
             own.extend(volumes::declare(&Declared {
                 id: self.id,
                 mode: self.node.image_volumes,
                 paths: &self.image.volumes,
                 rootfs: self.rootfs,
                 dir: self.dir,
-                uid: user.uid,
-                gid: user.gid,
+                uid,
+                gid,
             })?);
             for mount in &own {
                 label_root(Path::new(&mount.source), self.labels)?;
@@ -95,10 +102,6 @@ impl Request<'_> {
         if !mount.image_sub_path.is_empty() {
             return refuse("image_sub_path is set, but no image");
         }
-        if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-            let text = format!("mount {at:?}: id-mapped mounts are not supported yet");
-            return Err(Error::unsupported(text));
-        }
         if mount.recursive_read_only && !self.features.rro {
             let text =
                 "recursive_read_only: the kernel (Linux 5.12) or the runtime has no such mounts";
@@ -120,7 +123,10 @@ impl Request<'_> {
             },
         };
         self.relabel(mount.selinux_relabel, &source, at)?;
+        let (uid_mappings, gid_mappings) = self.mount_users(mount)?;
         Ok(MountInput {
+            uid_mappings,
+            gid_mappings,
             readonly: mount.readonly,
             recursive_readonly: mount.recursive_read_only,
             propagation,

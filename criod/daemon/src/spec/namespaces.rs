@@ -6,6 +6,7 @@ use api_cri::v1::{ContainerConfig, LinuxContainerSecurityContext, NamespaceMode}
 use namespace::Kind as NsKind;
 use oci::Ns;
 
+use super::userns::mappings;
 use super::{Request, security};
 use crate::error::{Error, Result};
 use crate::record::PodRecord;
@@ -60,9 +61,8 @@ impl Request<'_> {
         security: &LinuxContainerSecurityContext,
     ) -> Result<oci::Namespaces> {
         let asked = security.namespace_options.clone().unwrap_or_default();
-        if asked.userns_options.as_ref().is_some_and(|u| u.mode == NamespaceMode::Pod as i32) {
-            return Err(Error::unsupported("user namespaces are not supported yet"));
-        }
+        let users = self.users(&asked)?;
+        let (uid_mappings, gid_mappings) = mappings(users);
         // A pin that is missing is never taken for the host's namespace.
         let modes = pod_modes(self.pod);
         let pinned = |kind: NsKind, host: bool| match (host, self.pinned.get(kind)) {
@@ -105,6 +105,9 @@ impl Request<'_> {
                 true => Ns::New,
                 false => Ns::Host,
             },
+            user: pinned(NsKind::User, users.is_none())?,
+            uid_mappings,
+            gid_mappings,
             ..oci::Namespaces::default()
         })
     }

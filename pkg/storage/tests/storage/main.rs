@@ -5,6 +5,7 @@
 mod common;
 mod hostile;
 mod overlay;
+mod owners;
 mod rootfs;
 mod store;
 mod unpack;

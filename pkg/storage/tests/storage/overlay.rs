@@ -127,7 +127,7 @@ fn no_layers_and_one_read_only() {
         assert_eq!(fs::read(mounted.mount.upper().join("new")).unwrap(), b"x");
     }
     let chain = layers(&store, &[Tar::new().file("f", b"f").end()]);
-    let readonly = MountOptions { readonly: true, extra: vec!["nodev".into()] };
+    let readonly = MountOptions { readonly: true, extra: vec!["nodev".into()], ..options() };
     for (name, chain) in [("one", &chain[..]), ("none", &[])] {
         let mounted = Mounted::new(&store, &temp.path().join(name), chain, readonly.clone());
         assert_eq!(mounted.names().len(), chain.len());

@@ -175,6 +175,15 @@ impl Cri {
         pod
     }
 
+    /// One with a user namespace of its own.
+    pub fn users_pod(&self, name: &str) -> PodSandboxConfig {
+        let mut pod = self.pod(name);
+        let map = vec![IdMapping { container_id: 0, host_id: 1 << 17, length: 1 << 16 }];
+        namespaces(&mut pod).userns_options =
+            Some(UserNamespace { mode: NamespaceMode::Pod as i32, uids: map.clone(), gids: map });
+        pod
+    }
+
     /// RunPodSandbox.
     pub fn run_pod(&self, config: &PodSandboxConfig) -> Answer<String> {
         self.run_pod_with(config, "")

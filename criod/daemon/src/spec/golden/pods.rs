@@ -148,6 +148,18 @@ fn resources(config: &mut ContainerConfig) -> &mut LinuxContainerResources {
     config.linux.as_mut().unwrap().resources.as_mut().unwrap()
 }
 
+/// The kubelet asks for the pod's ids on every mount.
+fn own_users(c: &mut Case) {
+    let map = vec![IdMapping { container_id: 0, host_id: 1_048_576, length: 65_536 }];
+    for mount in &mut c.container.mounts {
+        (mount.uid_mappings, mount.gid_mappings) = (map.clone(), map.clone());
+    }
+    with_modes(c, |m| {
+        let mode = NamespaceMode::Pod as i32;
+        m.userns_options = Some(UserNamespace { mode, uids: map.clone(), gids: map.clone() });
+    });
+}
+
 /// Namespace options of the pod and, the same, of its container.
 fn with_modes(case: &mut Case, change: impl Fn(&mut NamespaceOption)) {
     change(pod_security(&mut case.pod).namespace_options.as_mut().unwrap());
@@ -243,6 +255,12 @@ pub(super) fn all(place: &Place) -> Vec<Case> {
             with_modes(c, |m| m.network = NamespaceMode::Node as i32);
         }),
         case("shared-pid", &|c| with_modes(c, |m| m.pid = NamespaceMode::Pod as i32)),
+        case("user-namespace", &own_users),
+        case("user-namespace-host-network", &|c| {
+            own_users(c);
+            c.pod.hostname.clear();
+            with_modes(c, |m| m.network = NamespaceMode::Node as i32);
+        }),
         case("ephemeral", &|c| {
             c.target = Some(4711);
             c.container.tty = true;
