@@ -214,15 +214,15 @@ fn an_unknown_key_is_warned_about_with_the_nearest() {
 #[test]
 fn a_key_without_effect_is_warned_about_once() {
     let place = Place::new();
-    place.file("crio.conf", "[crio.runtime]\nno_pivot = true\nconmon = \"\"\n");
-    place.file("conf.d/1", "[crio.runtime]\nno_pivot = true\n[crio.runtime.workloads.w]\n");
+    place.file("crio.conf", "[crio.runtime]\nlog_to_journald = true\nconmon = \"\"\n");
+    place.file("conf.d/1", "[crio.runtime]\nlog_to_journald = true\n[crio.runtime.workloads.w]\n");
     place.file("conf.d/2", "[crio.runtime.runtimes.runc]\nmonitor_cgroup = \"pod\"\n");
     assert_eq!(
         place.warnings(&place.load(&["--profile", "--profile-port", "1"]).unwrap()),
         [
             "flag --profile has no effect",
             "flag --profile-port has no effect",
-            "conf.d/1:2: key `crio.runtime.no_pivot` is accepted but has no effect yet",
+            "conf.d/1:2: key `crio.runtime.log_to_journald` is accepted but has no effect yet",
             "conf.d/2:2: key `crio.runtime.runtimes.runc.monitor_cgroup` is accepted but has no \
              effect yet",
             "conf.d/1:3: key `crio.runtime.workloads.w` is accepted but has no effect yet",

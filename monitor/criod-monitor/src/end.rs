@@ -173,6 +173,8 @@ impl Monitor {
     pub(crate) fn init_ended(&mut self) {
         self.timers.kill = None;
         self.init = None;
+        // There is nothing left whose limits could be changed.
+        self.hurry(Job::Update, Duration::ZERO);
         if self.phase() == Phase::PHASE_STARTING {
             // The call that is under way goes on from there.
             self.late(Job::Start);

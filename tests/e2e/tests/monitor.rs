@@ -10,6 +10,7 @@
 //! | `sessions` | commands whose streams others carry                               |
 //! | `attach`   | clients attached to the container's own streams                   |
 //! | `hostile`  | garbage and crowds on the sockets                                 |
+//! | `update`   | what the container may use, changed by the runtime                |
 //! | `limits`   | what some use up, or hold for ever, leaves others theirs          |
 #![allow(clippy::unwrap_used, reason = "what a test cannot set up is a failure of that test")]
 
@@ -29,6 +30,8 @@ mod output;
 mod runtimes;
 #[path = "monitor/sessions.rs"]
 mod sessions;
+#[path = "monitor/update.rs"]
+mod update;
 
 use std::time::Duration;
 
