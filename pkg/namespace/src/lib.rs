@@ -31,7 +31,7 @@ mod sysctl;
 
 pub use error::Error;
 pub use pin::{Kind, Pinned, Request, enter, is_namespace, pin_pid, remove};
-pub use stats::{Counters, addresses, interfaces};
+pub use stats::{Counters, addresses, interfaces, interfaces_of_all};
 pub use sysctl::{check as check_sysctl, kind_of as kind_of_sysctl};
 
 /// The result of this crate's operations.
