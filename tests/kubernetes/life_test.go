@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	v1 "k8s.io/api/core/v1"
@@ -157,16 +158,17 @@ func TestAloneTerminationMessage(t *testing.T) {
 	}
 }
 
-// A program that does not exist is an error of the container, which is tried again.
+// A program that does not exist is an error that names it, and nothing else of the pod suffers.
 func TestAloneMissingProgram(t *testing.T) {
 	t.Parallel()
 	c := sh("it", "")
 	c.Command = []string{"/no/such/program"}
-	p := static(t, ofPod("missing", v1.RestartPolicyNever, []v1.Container{c}))
-	pod := p.untilPhase(v1.PodFailed)
-	end := ended(pod, "it")
-	if end.ExitCode == 0 || end.Reason == "" || end.FinishedAt.IsZero() {
-		t.Errorf("it ended with %+v", end)
+	p := static(t, ofPod("missing", v1.RestartPolicyNever, []v1.Container{c, sh("other", "exit 0")}))
+	pod := p.until("refused", func(pod *v1.Pod) bool {
+		waiting := status(pod, "it").State.Waiting
+		return waiting != nil && waiting.Reason == "CreateContainerError" && ended(pod, "other").Reason == "Completed"
+	})
+	if message := status(pod, "it").State.Waiting.Message; !strings.Contains(message, "/no/such/program") {
+		t.Errorf("message %q", message)
 	}
-	equal(t, "restarts", status(pod, "it").RestartCount, 0)
 }

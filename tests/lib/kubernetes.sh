@@ -8,7 +8,7 @@
 #   kube_control_plane    starts etcd and an API server, and waits until that answers
 #   kube_end              called on exit: all of these go, then node_end
 #
-# $KUBE_TOOLS is the folder with the programs.
+# $KUBE_TOOLS is the folder with the programs; logs are kept in $CRIOD_KEEP_LOGS, where that is set.
 
 # An address of the node that no pod has; the kubelet refuses a loopback one.
 KUBE_ADDRESS=10.84.0.1
@@ -52,9 +52,11 @@ kube_begin() {
     ip address add "$KUBE_ADDRESS/32" dev node0
     ip link set node0 up
     # The kubelet links logs from a folder with a fixed name, and sets values of the kernel, which it
-    # is shown as if they were what it wants.
-    mkdir -p "$NODE/log" "$NODE/kernel" "$NODE/manifests" "$NODE/kubelet-root" "$NODE/plugins"
-    mount --bind "$NODE/log" /var/log
+    # is shown as if they were what it wants. These are other file systems than the node's: the kubelet
+    # knows that by any of the places where it is mounted.
+    mkdir -p "$NODE/kernel" "$NODE/manifests" "$NODE/kubelet-root" "$NODE/plugins"
+    mount -t tmpfs -o mode=755 criod-log /var/log
+    mount -t tmpfs -o mode=755 criod-kernel "$NODE/kernel"
     printf '%s\n' 1 >"$NODE/kernel/vm.overcommit_memory"
     printf '%s\n' 0 >"$NODE/kernel/vm.panic_on_oom"
     printf '%s\n' 10 >"$NODE/kernel/kernel.panic"
@@ -92,14 +94,12 @@ failSwapOn: false
 enforceNodeAllocatable: []
 oomScoreAdj: 0
 makeIPTablesUtilChains: false
-localStorageCapacityIsolation: false
 syncFrequency: 5s
 fileCheckFrequency: 1s
 nodeStatusUpdateFrequency: 2s
 imageGCHighThresholdPercent: 1
 imageGCLowThresholdPercent: 0
-imageMinimumGCAge: 1ms
-containerLogMaxSize: 64Ki
+containerLogMaxSize: 256Ki
 containerLogMaxFiles: 1000
 containerLogMonitorInterval: 3s
 crashLoopBackOff: {maxContainerRestartPeriod: 2s}
@@ -128,11 +128,12 @@ kube_kubelet_start() {
     [ ! -e "$NODE/kubelet.flags" ] || mapfile -t flags <"$NODE/kubelet.flags"
     NODE=$NODE setsid unshare --mount --propagation shared -- "$NODE/kubelet-begin" "$KUBE_TOOLS/kubelet" \
         --config "$NODE/kubelet.yaml" --root-dir "$NODE/kubelet-root" --cert-dir "$NODE/kubelet-certs" \
-        --hostname-override node1 --node-ip "$KUBE_ADDRESS" "${flags[@]}" \
+        --hostname-override node1 --node-ip "$KUBE_ADDRESS" \
+        --minimum-image-ttl-duration 0 "${flags[@]}" \
         >>"$NODE/kubelet.log" 2>&1 </dev/null &
     echo $! >"$NODE/kubelet.pid"
     for i in $(seq 600); do
-        "$KUBE_TOOLS/kubectl" --server "https://$KUBE_ADDRESS:10250" --insecure-skip-tls-verify \
+        "$KUBE_TOOLS/kubectl" --server "https://$KUBE_ADDRESS:10250" --token any --insecure-skip-tls-verify \
             --request-timeout 5s get --raw /healthz >/dev/null 2>&1 && return
         kill -0 $! 2>/dev/null || break
         sleep 0.1
@@ -179,7 +180,8 @@ kube_control_plane() {
     # Any key signs tokens that nobody asks for; the kubelet has made one.
     local key=$NODE/kubelet-certs/kubelet.key
     "$KUBE_TOOLS/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --cert-dir "$NODE/api-certs" \
-        --bind-address 127.0.0.1 --secure-port 6443 --service-cluster-ip-range 10.96.0.0/16 \
+        --bind-address 127.0.0.1 --advertise-address "$KUBE_ADDRESS" --secure-port 6443 \
+        --service-cluster-ip-range 10.96.0.0/16 \
         --service-account-issuer https://node1 --service-account-key-file "$key" \
         --service-account-signing-key-file "$key" --token-auth-file "$NODE/tokens.csv" \
         --authorization-mode RBAC,Node --kubelet-preferred-address-types InternalIP \
@@ -204,6 +206,7 @@ kube_end() {
         echo "--- what the kubelet's log has of errors, the end:" >&2
         grep '^E' "$NODE/kubelet.log" | tail -n "${NODE_SHOW_LOG:-20}" >&2
     fi
+    [ -z "${CRIOD_KEEP_LOGS:-}" ] || cp "$NODE"/*.log "$CRIOD_KEEP_LOGS"
     for name in kubelet kube-apiserver etcd; do
         [ ! -e "$NODE/$name.pid" ] || kube_kill $name KILL 2>/dev/null
     done
