@@ -28,7 +28,7 @@ import (
 )
 
 // patience is how long a test waits for something that must come.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 var (
 	// folder has all that the node owns.

@@ -15,7 +15,7 @@ func TestAloneUserNamespace(t *testing.T) {
 	no := false
 	p := static(t, ofPod("users-own", v1.RestartPolicyAlways, []v1.Container{
 		probed(sh("it", "touch /tmp/fine; "+idle), execProbe("test -e /tmp/fine")), sh("other", idle)},
-		emptyDir("work", "/work"),
+		emptyDir("work", "/scratch"),
 		func(spec *v1.PodSpec) { spec.HostUsers = &no }))
 	p.untilReady()
 	lines := strings.Fields(p.exec("it", "cat /proc/self/uid_map"))
@@ -27,7 +27,7 @@ func TestAloneUserNamespace(t *testing.T) {
 	if p.exec("it", "readlink /proc/self/ns/user") == ours+"\n" {
 		t.Error("it has the node's users")
 	}
-	equal(t, "owner", p.exec("it", "id -u; echo x >/work/file; stat -c %u /work/file /bin/busybox /etc/hosts"), "0\n0\n0\n0\n")
+	equal(t, "owner", p.exec("it", "id -u; echo x >/scratch/file; stat -c %u /scratch/file /bin/busybox /etc/hosts"), "0\n0\n0\n0\n")
 	p.exec("it", "echo words >/dev/termination-log")
 }
 

@@ -147,14 +147,14 @@ func TestJoinedPortForward(t *testing.T) {
 func TestJoinedLogs(t *testing.T) {
 	t.Parallel()
 	p := create(t, ofPod("logs", v1.RestartPolicyOnFailure, []v1.Container{
-		sh("it", "if [ -e /work/tried ]; then seq 4 6; until [ -e /work/go ]; do sleep 0.1; done; else touch /work/tried; seq 3; exit 1; fi"),
-		sh("other", "echo from the other")}, emptyDir("work", "/work")))
+		sh("it", "if [ -e /scratch/tried ]; then seq 4 6; until [ -e /scratch/go ]; do sleep 0.1; done; else touch /scratch/tried; seq 3; exit 1; fi"),
+		sh("other", "echo from the other")}, emptyDir("work", "/scratch")))
 	p.until("the second try", func(pod *v1.Pod) bool {
 		it := status(pod, "it")
 		return it.RestartCount == 1 && it.State.Running != nil
 	})
 	equal(t, "previous", succeeds(t, "logs", p.name, "-c", "it", "--previous"), "1\n2\n3\n")
-	p.exec("it", "touch /work/go")
+	p.exec("it", "touch /scratch/go")
 	p.untilPhase(v1.PodSucceeded)
 	equal(t, "log", succeeds(t, "logs", p.name, "-c", "it"), "4\n5\n6\n")
 	equal(t, "tail", succeeds(t, "logs", p.name, "-c", "it", "--tail", "1"), "6\n")

@@ -14,12 +14,12 @@ import (
 func TestAloneInitContainers(t *testing.T) {
 	t.Parallel()
 	p := static(t, ofPod("init", v1.RestartPolicyOnFailure,
-		[]v1.Container{sh("main", "cat /work/order")},
+		[]v1.Container{sh("main", "cat /scratch/order")},
 		initially(
-			sh("first", "echo first >>/work/order"),
-			sh("second", "[ -e /work/tried ] || { touch /work/tried; exit 3; }; echo second >>/work/order"),
+			sh("first", "echo first >>/scratch/order"),
+			sh("second", "[ -e /scratch/tried ] || { touch /scratch/tried; exit 3; }; echo second >>/scratch/order"),
 		),
-		emptyDir("work", "/work")))
+		emptyDir("work", "/scratch")))
 	pod := p.untilPhase(v1.PodSucceeded)
 	equal(t, "first: restarts", status(pod, "first").RestartCount, 0)
 	equal(t, "second: restarts", status(pod, "second").RestartCount, 1)
@@ -55,16 +55,16 @@ func TestAloneInitContainerFails(t *testing.T) {
 func TestAloneSidecars(t *testing.T) {
 	t.Parallel()
 	always := v1.ContainerRestartPolicyAlways
-	steady := sh("steady", "trap 'echo steady >>/work/order; exit 0' TERM; touch /work/up; sleep 1000000 & wait")
+	steady := sh("steady", "trap 'echo steady >>/scratch/order; exit 0' TERM; touch /scratch/up; sleep 1000000 & wait")
 	steady.RestartPolicy = &always
-	steady.StartupProbe = probe(execProbe("test -e /work/up"))
-	shaky := sh("shaky", "[ -e /work/tried ] || { touch /work/tried; exit 5; }; touch /work/again; "+idle)
+	steady.StartupProbe = probe(execProbe("test -e /scratch/up"))
+	shaky := sh("shaky", "[ -e /scratch/tried ] || { touch /scratch/tried; exit 5; }; touch /scratch/again; "+idle)
 	shaky.RestartPolicy = &always
 	where := t.TempDir()
 	p := static(t, ofPod("sidecars", v1.RestartPolicyNever,
-		[]v1.Container{sh("main", "until [ -e /work/again ]; do sleep 0.2; done; echo main >>/work/order")},
-		initially(steady, shaky, sh("between", "test -e /work/up && echo between >>/work/order")),
-		hostPath("work", "/work", where)))
+		[]v1.Container{sh("main", "until [ -e /scratch/again ]; do sleep 0.2; done; echo main >>/scratch/order")},
+		initially(steady, shaky, sh("between", "test -e /scratch/up && echo between >>/scratch/order")),
+		hostPath("work", "/scratch", where)))
 	pod := p.untilPhase(v1.PodSucceeded)
 	equal(t, "steady: restarts", status(pod, "steady").RestartCount, 0)
 	equal(t, "shaky: restarts", status(pod, "shaky").RestartCount, 1)
@@ -77,7 +77,7 @@ func TestAloneRestartPolicies(t *testing.T) {
 	t.Parallel()
 	never := static(t, ofPod("never", v1.RestartPolicyNever, []v1.Container{sh("it", "echo out; echo err >&2; exit 9")}))
 	onFailure := static(t, ofPod("on-failure", v1.RestartPolicyOnFailure, []v1.Container{
-		sh("it", "[ -e /work/tried ] && exit 0; touch /work/tried; exit 6")}, emptyDir("work", "/work")))
+		sh("it", "[ -e /scratch/tried ] && exit 0; touch /scratch/tried; exit 6")}, emptyDir("work", "/scratch")))
 	always := static(t, ofPod("always", v1.RestartPolicyAlways, []v1.Container{sh("it", "exit 0")}))
 
 	pod := never.untilPhase(v1.PodFailed)
@@ -115,12 +115,12 @@ func TestAloneDeadContainersAreRemoved(t *testing.T) {
 func TestAlonePreStopAndGracePeriod(t *testing.T) {
 	t.Parallel()
 	where := t.TempDir()
-	hooked := sh("hooked", "trap 'sleep 1; echo term >>/work/order; exit 0' TERM; sleep 1000000 & wait")
+	hooked := sh("hooked", "trap 'sleep 1; echo term >>/scratch/order; exit 0' TERM; sleep 1000000 & wait")
 	hooked.Lifecycle = &v1.Lifecycle{
-		PostStart: &v1.LifecycleHandler{Exec: execProbe("echo post-start >>/work/order").Exec},
-		PreStop:   &v1.LifecycleHandler{Exec: execProbe("sleep 1; echo pre-stop >>/work/order").Exec},
+		PostStart: &v1.LifecycleHandler{Exec: execProbe("echo post-start >>/scratch/order").Exec},
+		PreStop:   &v1.LifecycleHandler{Exec: execProbe("sleep 1; echo pre-stop >>/scratch/order").Exec},
 	}
-	p := static(t, ofPod("hooks", v1.RestartPolicyAlways, []v1.Container{hooked}, hostPath("work", "/work", where)))
+	p := static(t, ofPod("hooks", v1.RestartPolicyAlways, []v1.Container{hooked}, hostPath("work", "/scratch", where)))
 	p.untilReady()
 	p.end()
 	order := must[[]byte](t, "order")(os.ReadFile(filepath.Join(where, "order")))
@@ -132,8 +132,8 @@ func TestAloneDeafContainer(t *testing.T) {
 	t.Parallel()
 	where := t.TempDir()
 	p := static(t, ofPod("deaf", v1.RestartPolicyNever, []v1.Container{
-		sh("it", "trap 'echo term >>/work/order' TERM; echo on >>/work/order; while :; do sleep 1000000 & wait; done")},
-		hostPath("work", "/work", where), func(spec *v1.PodSpec) { *spec.TerminationGracePeriodSeconds = 2 }))
+		sh("it", "trap 'echo term >>/scratch/order' TERM; echo on >>/scratch/order; while :; do sleep 1000000 & wait; done")},
+		hostPath("work", "/scratch", where), func(spec *v1.PodSpec) { *spec.TerminationGracePeriodSeconds = 2 }))
 	eventually(t, "the trap", func() (bool, string) {
 		order, _ := os.ReadFile(filepath.Join(where, "order"))
 		return string(order) == "on\n", string(order)

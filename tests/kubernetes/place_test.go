@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -142,6 +146,28 @@ func TestAloneHostNetwork(t *testing.T) {
 	equal(t, "mode of the network", sandbox.GetLinux().GetNamespaces().GetOptions().GetNetwork(), cri.NamespaceMode_NODE)
 }
 
+// A port of the node leads to the pod until that is gone.
+func TestAloneHostPort(t *testing.T) {
+	t.Parallel()
+	c := probed(sh("it", background(webServer)), httpProbe("/healthz"))
+	c.Ports = []v1.ContainerPort{{ContainerPort: 8080, HostPort: 18080, Protocol: v1.ProtocolTCP}}
+	p := static(t, ofPod("host-port", v1.RestartPolicyAlways, []v1.Container{c}))
+	p.untilReady()
+	address := os.Getenv("KUBE_ADDRESS") + ":18080"
+	answer := must[*http.Response](t, "web")(http.Get("http://" + address + "/healthz"))
+	equal(t, "web", string(must[[]byte](t, "web")(io.ReadAll(answer.Body))), "fine\n")
+	answer.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	p.end()
+	eventually(t, "the end of the port", func() (bool, string) {
+		conn, err := net.DialTimeout("tcp", address, time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil, "it answers"
+	})
+}
+
 func TestAloneSharedProcessNamespace(t *testing.T) {
 	t.Parallel()
 	yes := true
@@ -197,7 +223,7 @@ func TestAloneUsers(t *testing.T) {
 	}
 	root := sh("root", "true")
 	root.SecurityContext = &v1.SecurityContext{RunAsNonRoot: &yes}
-	p := static(t, ofPod("users", v1.RestartPolicyAlways, []v1.Container{named, given, root}, emptyDir("work", "/work"),
+	p := static(t, ofPod("users", v1.RestartPolicyAlways, []v1.Container{named, given, root}, emptyDir("work", "/scratch"),
 		func(spec *v1.PodSpec) { spec.SecurityContext = &v1.PodSecurityContext{FSGroup: &files} }))
 	p.until("two of three", func(pod *v1.Pod) bool {
 		waiting := status(pod, "root").State.Waiting
@@ -207,7 +233,7 @@ func TestAloneUsers(t *testing.T) {
 	equal(t, "user of the image", p.exec("named", "id -u"), "1002\n")
 	equal(t, "ids", p.exec("given", "id -u; id -g; id -G"), "1234\n2345\n2345 3456\n")
 	equal(t, "root file system", p.exec("given", "touch /x 2>/dev/null || echo refused"), "refused\n")
-	equal(t, "volume", p.exec("given", "echo x >/work/file; stat -c %g /work/file"), "3456\n")
+	equal(t, "volume", p.exec("given", "echo x >/scratch/file; stat -c %g /scratch/file"), "3456\n")
 	for _, want := range []string{"CapBnd:\t0000000000000000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
 		if got := p.exec("given", "cat /proc/1/status"); !strings.Contains(got, want) {
 			t.Errorf("no %q in %s", want, got)
@@ -235,8 +261,8 @@ func TestAloneWhatTheKubeletReads(t *testing.T) {
 	// Its last bytes are there once it is said to have ended.
 	p := static(t, ofPod("facts", v1.RestartPolicyOnFailure, []v1.Container{
 		sh("runs", idle),
-		sh("ends", "seq 4000; [ -e /work/tried ] && exit 0; touch /work/tried; exit 1"),
-	}, emptyDir("work", "/work")))
+		sh("ends", "seq 4000; [ -e /scratch/tried ] && exit 0; touch /scratch/tried; exit 1"),
+	}, emptyDir("work", "/scratch")))
 	pod := p.until("ended", func(pod *v1.Pod) bool { return ended(pod, "ends").Reason == "Completed" })
 
 	sandbox := p.sandbox()

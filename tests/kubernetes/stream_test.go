@@ -188,8 +188,9 @@ func echoes(name string) *v1.Pod {
 		func(spec *v1.PodSpec) { *spec.TerminationGracePeriodSeconds = 1 })
 }
 
+// within gives a context that ends with the test, at the latest after some minutes.
 func within(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
