@@ -81,7 +81,7 @@ func TestAloneLiveness(t *testing.T) {
 		live(sh("hangs", idle), execProbe("sleep 1000")),
 		live(sh("absent", background(webServer)), httpProbe("/nothing")),
 		sh("other", idle),
-	}))
+	}, func(spec *v1.PodSpec) { *spec.TerminationGracePeriodSeconds = 2 }))
 	pod := p.until("restarted", func(pod *v1.Pod) bool {
 		for _, name := range []string{"fails", "hangs", "absent"} {
 			if status(pod, name).RestartCount == 0 {
