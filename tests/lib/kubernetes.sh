@@ -51,11 +51,16 @@ kube_begin() {
     ip link add node0 type bridge
     ip address add "$KUBE_ADDRESS/32" dev node0
     ip link set node0 up
-    # The kubelet links logs from a folder with a fixed name, and sets values of the kernel, which it
-    # is shown as if they were what it wants. These are other file systems than the node's: the kubelet
-    # knows that by any of the places where it is mounted.
+    # The kubelet has some folders with fixed names; what it makes there goes with the mount namespace.
+    local each
+    for each in lib log; do
+        mkdir -p "$NODE/var/$each" "$NODE/var/$each.work"
+        mount -t overlay -o "lowerdir=/var/$each,upperdir=$NODE/var/$each,workdir=$NODE/var/$each.work" \
+            criod-var "/var/$each"
+    done
+    # It sets values of the kernel, too, and is shown files as if these were what it wants. They lie in
+    # another file system than the node's: that one it knows by any of the places where it is mounted.
     mkdir -p "$NODE/kernel" "$NODE/manifests" "$NODE/kubelet-root" "$NODE/plugins"
-    mount -t tmpfs -o mode=755 criod-log /var/log
     mount -t tmpfs -o mode=755 criod-kernel "$NODE/kernel"
     printf '%s\n' 1 >"$NODE/kernel/vm.overcommit_memory"
     printf '%s\n' 0 >"$NODE/kernel/vm.panic_on_oom"
