@@ -261,9 +261,12 @@ func TestAloneWhatTheKubeletReads(t *testing.T) {
 	// Its last bytes are there once it is said to have ended.
 	p := static(t, ofPod("facts", v1.RestartPolicyOnFailure, []v1.Container{
 		sh("runs", idle),
-		sh("ends", "seq 4000; [ -e /scratch/tried ] && exit 0; touch /scratch/tried; exit 1"),
+		sh("ends", "seq 4000; [ -e /scratch/tried ] || { touch /scratch/tried; exit 1; }; "+idle),
 	}, emptyDir("work", "/scratch")))
-	pod := p.until("ended", func(pod *v1.Pod) bool { return ended(pod, "ends").Reason == "Completed" })
+	pod := p.until("restarted", func(pod *v1.Pod) bool {
+		ends := status(pod, "ends")
+		return ends.RestartCount == 1 && ends.State.Running != nil
+	})
 
 	sandbox := p.sandbox()
 	equal(t, "state", sandbox.GetState(), cri.PodSandboxState_SANDBOX_READY)
