@@ -2,6 +2,7 @@ package kubernetes
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -245,4 +246,37 @@ func TestJoinedStaticPod(t *testing.T) {
 	equal(t, "address", pod.Status.PodIP, os.Getenv("KUBE_ADDRESS"))
 	equal(t, "log", succeeds(t, "logs", p.name), "here\n")
 	equal(t, "exec", succeeds(t, "exec", p.name, "--", "echo", "fine"), "fine\n")
+}
+
+// New limits come into force in a container that goes on.
+func TestJoinedResize(t *testing.T) {
+	t.Parallel()
+	c := sh("it", idle)
+	c.Resources = v1.ResourceRequirements{Limits: amounts("200m", "64Mi"), Requests: amounts("100m", "32Mi")}
+	p := create(t, ofPod("resize", v1.RestartPolicyAlways, []v1.Container{c}))
+	before := p.untilReady()
+	id := bare(status(before, "it").ContainerID)
+	equal(t, "memory before", cgroupFile(t, id, "memory.limit_in_bytes", "memory.max"), "67108864")
+	for _, each := range []struct{ cpu, memory, quota, bytes string }{
+		{"400m", "96Mi", "40000", "100663296"},
+		{"300m", "80Mi", "30000", "83886080"},
+	} {
+		wanted := v1.ResourceRequirements{Limits: amounts(each.cpu, each.memory), Requests: amounts("150m", "48Mi")}
+		patch := must[[]byte](t, "patch")(json.Marshal(map[string]any{"spec": map[string]any{
+			"containers": []any{map[string]any{"name": "it", "resources": wanted}}}}))
+		succeeds(t, "patch", "pod", p.name, "--subresource", "resize", "--patch", string(patch))
+		p.until("resized", func(pod *v1.Pod) bool {
+			now := status(pod, "it").Resources
+			return now != nil && now.Limits.Memory().Equal(wanted.Limits[v1.ResourceMemory]) &&
+				now.Limits.Cpu().Equal(wanted.Limits[v1.ResourceCPU])
+		})
+		equal(t, "memory", cgroupFile(t, id, "memory.limit_in_bytes", "memory.max"), each.bytes)
+		quota := cgroupFile(t, id, "cpu.cfs_quota_us", "cpu.max")
+		if quota != each.quota && quota != each.quota+" 100000" {
+			t.Errorf("quota %q", quota)
+		}
+	}
+	after := p.untilReady()
+	equal(t, "id", bare(status(after, "it").ContainerID), id)
+	equal(t, "restarts", status(after, "it").RestartCount, 0)
 }

@@ -133,6 +133,20 @@ func TestAloneVolumes(t *testing.T) {
 	}
 }
 
+// An image is a folder of the pod, which it may only read.
+func TestAloneImageVolume(t *testing.T) {
+	t.Parallel()
+	c := sh("it", idle)
+	c.VolumeMounts = []v1.VolumeMount{{Name: "image", MountPath: "/image"}, {Name: "image", MountPath: "/below", SubPath: "bin"}}
+	p := static(t, ofPod("image-volume", v1.RestartPolicyAlways, []v1.Container{c}, func(spec *v1.PodSpec) {
+		spec.Volumes = []v1.Volume{{Name: "image", VolumeSource: v1.VolumeSource{Image: &v1.ImageVolumeSource{
+			Reference: image("docker:1"), PullPolicy: v1.PullIfNotPresent}}}}
+	}))
+	p.untilReady()
+	equal(t, "files", p.exec("it", "test -x /image/bin/busybox && cmp /image/bin/busybox /below/busybox && echo same"), "same\n")
+	equal(t, "write", p.exec("it", "touch /image/x /below/x 2>/dev/null || echo refused"), "refused\n")
+}
+
 func TestAloneHostNetwork(t *testing.T) {
 	t.Parallel()
 	c := probed(sh("it", background("nc -ll -p 9191 -e cat")), tcpProbe(9191))
