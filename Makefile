@@ -20,7 +20,7 @@ INSTALL := install
 
 .DELETE_ON_ERROR:
 .PHONY: help build monitors daemon install demo test lint fmt-check clippy house deny \
-	unit e2e conformance bench bench-memory setup clean
+	unit e2e conformance kubernetes bench bench-memory setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | \
@@ -77,7 +77,7 @@ demo: ## Show that killing criod and a monitor loses nothing
 # --- testing
 
 test: ## Everything below, a check that nothing is left behind, and totals
-	@tests/setup/stages setup lint build unit e2e conformance bench-memory demo
+	@tests/setup/stages setup lint build unit e2e conformance kubernetes bench-memory demo
 
 setup: ## Install what the tests need and is missing
 	@tests/setup/install test
@@ -104,6 +104,9 @@ e2e: build ## Tests of the built programs with real runtimes, plugins and regist
 
 conformance: build ## Specs of the CRI, driven by the kubelet's client library
 	@tests/setup/conformance
+
+kubernetes: build ## Pods of a real kubelet, alone and joined to an API server, with kubectl
+	@tests/setup/kubernetes
 
 bench-memory: build ## The memory of monitors and daemon against their promises
 	@tests/setup/bench memory
