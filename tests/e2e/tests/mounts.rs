@@ -258,7 +258,7 @@ fn sources_below_a_prefix_and_sources_that_must_exist() {
 fn devices_by_configuration_and_annotation() {
     let text = r#"
         [crio.runtime]
-        additional_devices = ["/dev/null:/dev/added:r", "/dev/zero:/dev/asked"]
+        additional_devices = ["/dev/full:/dev/added:r", "/dev/zero:/dev/asked"]
         allowed_devices = ["/dev/zero"]
         device_ownership_from_security_context = true
         [crio.runtime.runtimes.runc]
@@ -298,7 +298,7 @@ fn devices_by_configuration_and_annotation() {
     let text = says(&criod, &id, "cd /dev; stat -c '%n %t:%T %u:%g' added asked mine second third");
     assert_eq!(
         text,
-        "added 1:3 0:0\nasked 1:3 1234:77\nmine 1:3 1234:77\nsecond 1:5 0:0\nthird 1:5 0:0\n"
+        "added 1:7 0:0\nasked 1:3 1234:77\nmine 1:3 1234:77\nsecond 1:5 0:0\nthird 1:5 0:0\n"
     );
     assert_eq!(
         says(&criod, &id, "df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d' ' -f2"),
@@ -307,7 +307,7 @@ fn devices_by_configuration_and_annotation() {
 
     // A device that nobody allowed, and a size that is none.
     for (key, value, part) in [
-        ("io.kubernetes.cri-o.Devices", "/dev/full", "allowed_devices"),
+        ("io.kubernetes.cri-o.Devices", "/dev/random", "allowed_devices"),
         ("io.kubernetes.cri-o.Devices", "/dev/zero:rwx:x:y", "no"),
         ("shm-size.crio.io", "large", "size"),
     ] {
