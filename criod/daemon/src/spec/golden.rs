@@ -145,6 +145,7 @@ impl Place {
                 x32: false,
             },
             hierarchy: &cgroup::Hierarchy::parse(mounts, own).unwrap(),
+            able: super::resources::Able::all(case.v2),
             cgroup: &format!("/kubepods/pod1/crio-{ID}"),
             confine: &Confine::without_modules(&self.path("")),
             labels: &Labels::default(),

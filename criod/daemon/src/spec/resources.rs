@@ -50,6 +50,12 @@ impl Able {
             hugetlb: hierarchy.has("hugetlb"),
         }
     }
+
+    /// A node that can limit all that its version of cgroups can.
+    #[cfg(test)]
+    pub(super) const fn all(v2: bool) -> Able {
+        Able { v2, swap: true, hugetlb: true }
+    }
 }
 
 /// What a container's request asks for.

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const V1: Able = Able { v2: false, swap: true, hugetlb: true };
-const V2: Able = Able { v2: true, swap: true, hugetlb: true };
+const V1: Able = Able::all(false);
+const V2: Able = Able::all(true);
 const BARE: Able = Able { v2: false, swap: false, hugetlb: false };
 
 fn unified(pairs: &[(&str, &str)]) -> LinuxContainerResources {
