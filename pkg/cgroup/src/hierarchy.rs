@@ -6,8 +6,8 @@
 //! | Hybrid | as V1                   | a version 2 mount without controllers         |
 //! | V2     | one mount               | –                                             |
 //!
-//! The runtimes put a container into the version 1 hierarchies of a hybrid node only, so that is
-//! what [`crate::Cgroup`] works with there; the version 2 mount is only cleaned.
+//! The version 1 hierarchies of a hybrid node are what [`crate::Cgroup`] works with there. runc puts
+//! containers into the version 2 mount as well: that is cleaned, and pressures are read there.
 
 use crate::error::{Error, Result};
 use std::fs;

@@ -25,8 +25,9 @@ mod stats;
 pub use error::{Error, Result};
 pub use group::Cgroup;
 pub use hierarchy::{Hierarchy, Mode, Mount};
-pub use parse::Pressure;
+pub use parse::{DeviceIo, Pressure};
 pub use resources::{Resources, is_limit, weight_of_shares};
 pub use stats::{
-    CpuStats, IoStats, MemoryStats, PidsStats, PressureStats, Stats, StatsReader, SwapStats,
+    CpuStats, HugetlbStats, IoStats, MemoryStats, Parts, PidsStats, PressureStats, Stats,
+    StatsReader, SwapStats,
 };

@@ -44,51 +44,89 @@ pub fn limit(text: &str) -> Option<u64> {
     single(text).filter(|v| *v < 1 << 62)
 }
 
-/// Bytes and operations of all devices.
+/// What one block device did for a group.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Io {
-    /// Read.
-    pub read: u64,
-    /// Written.
-    pub write: u64,
+pub struct DeviceIo {
+    /// The device's major number.
+    pub major: u32,
+    /// The device's minor number.
+    pub minor: u32,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Reads.
+    pub read_ops: u64,
+    /// Writes.
+    pub write_ops: u64,
 }
 
-/// `io.stat` of version 2: bytes and operations, over all devices.
-#[must_use]
-pub fn io_v2(text: &str) -> (Io, Io) {
-    let (mut bytes, mut ops) = (Io::default(), Io::default());
-    for (key, value) in text.split_whitespace().filter_map(|field| field.split_once('=')) {
-        let Ok(value) = value.parse::<u64>() else { continue };
-        let sum = match key {
-            "rbytes" => &mut bytes.read,
-            "wbytes" => &mut bytes.write,
-            "rios" => &mut ops.read,
-            "wios" => &mut ops.write,
-            _ => continue,
-        };
-        *sum = sum.saturating_add(value);
-    }
-    (bytes, ops)
+fn device(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once(':')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// A `blkio.throttle.io_*_recursive` file of version 1: `8:0 Read 4096`, over all devices.
+/// The entry of a device, made where there is none.
+fn entry(devices: &mut Vec<DeviceIo>, (major, minor): (u32, u32)) -> Option<&mut DeviceIo> {
+    let at = devices.iter().position(|d| (d.major, d.minor) == (major, minor));
+    let at = at.unwrap_or_else(|| {
+        devices.push(DeviceIo { major, minor, ..DeviceIo::default() });
+        devices.len() - 1
+    });
+    devices.get_mut(at)
+}
+
+/// `io.stat` of version 2. Devices that did nothing have no numbers and are left out.
 #[must_use]
-pub fn io_v1(text: &str) -> Io {
-    let mut io = Io::default();
+pub fn io_v2(text: &str) -> Vec<DeviceIo> {
+    let mut devices = Vec::new();
     for line in text.lines() {
         let mut fields = line.split_whitespace();
-        let (Some(_), Some(what), Some(value)) = (fields.next(), fields.next(), fields.next())
-        else {
-            continue;
-        };
-        let Ok(value) = value.parse::<u64>() else { continue };
-        match what {
-            "Read" => io.read = io.read.saturating_add(value),
-            "Write" => io.write = io.write.saturating_add(value),
-            _ => {}
+        let Some(name) = fields.next().and_then(device) else { continue };
+        for (key, value) in fields.filter_map(|field| field.split_once('=')) {
+            let Ok(value) = value.parse::<u64>() else { continue };
+            if !["rbytes", "wbytes", "rios", "wios"].contains(&key) {
+                continue;
+            }
+            let Some(of) = entry(&mut devices, name) else { continue };
+            match key {
+                "rbytes" => of.read_bytes = value,
+                "wbytes" => of.write_bytes = value,
+                "rios" => of.read_ops = value,
+                _ => of.write_ops = value,
+            }
         }
     }
-    io
+    devices
+}
+
+/// Two files of version 1 whose lines are `8:0 Read 4096`: bytes, and operations
+/// (`blkio.throttle.io_service_bytes_recursive`, `blkio.throttle.io_serviced_recursive`).
+#[must_use]
+pub fn io_v1(bytes: &str, ops: &str) -> Vec<DeviceIo> {
+    let mut devices = Vec::new();
+    for (text, counts_bytes) in [(bytes, true), (ops, false)] {
+        for line in text.lines() {
+            let mut fields = line.split_whitespace();
+            let (Some(name), Some(what), Some(value)) =
+                (fields.next().and_then(device), fields.next(), fields.next())
+            else {
+                continue;
+            };
+            let Ok(value) = value.parse::<u64>() else { continue };
+            if what != "Read" && what != "Write" {
+                continue;
+            }
+            let Some(of) = entry(&mut devices, name) else { continue };
+            match (what, counts_bytes) {
+                ("Read", true) => of.read_bytes = value,
+                ("Read", false) => of.read_ops = value,
+                (_, true) => of.write_bytes = value,
+                (_, false) => of.write_ops = value,
+            }
+        }
+    }
+    devices
 }
 
 /// How much of the time tasks waited.
@@ -171,9 +209,25 @@ mod tests {
     #[test]
     fn io() {
         let v2 = "254:16 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=7 dios=8\n254:0 \n8:0 rbytes=1 wbytes=2 rios=3 wios=4 cost.usage=5\n";
-        assert_eq!(io_v2(v2), (Io { read: 4097, write: 8194 }, Io { read: 4, write: 6 }));
-        let v1 = "254:0 Read 4096\n254:0 Write 0\n254:0 Sync 4096\n254:0 Async 0\n254:0 Total 4096\n8:0 Read 1\nTotal 4097\n";
-        assert_eq!(io_v1(v1), Io { read: 4097, write: 0 });
+        let read = io_v2(v2);
+        assert_eq!(read.len(), 2);
+        let want = DeviceIo {
+            major: 254,
+            minor: 16,
+            read_bytes: 4096,
+            write_bytes: 8192,
+            read_ops: 1,
+            write_ops: 2,
+        };
+        assert_eq!(read[0], want);
+        assert_eq!((read[1].major, read[1].write_ops), (8, 4));
+        let bytes = "254:0 Read 4096\n254:0 Write 0\n254:0 Sync 4096\n254:0 Async 0\n254:0 Total 4096\n8:0 Read 1\nTotal 4097\n";
+        let ops = "254:0 Read 2\n254:0 Write 0\n7:1 Write 5\nTotal 7\n";
+        let read = io_v1(bytes, ops);
+        assert_eq!(read.len(), 3);
+        assert_eq!((read[0].read_bytes, read[0].read_ops, read[0].write_bytes), (4096, 2, 0));
+        assert_eq!((read[1].read_bytes, read[1].read_ops), (1, 0));
+        assert_eq!((read[2].major, read[2].minor, read[2].write_ops), (7, 1, 5));
     }
 
     #[test]
@@ -198,7 +252,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_makes_them_fall(text in "((some|full|[0-9]+:[0-9]+|Read|rbytes=|avg10=|total=)[ =]?[0-9.-]{0,25}[ \n]?){0,20}") {
-            let _ = (flat(&text, "some"), limit(&text), io_v1(&text), io_v2(&text), pressure(&text));
+            let _ = (flat(&text, "some"), limit(&text), io_v1(&text, &text), io_v2(&text), pressure(&text));
             prop_assert!(procs(&text).all(|pid| pid > 0));
         }
 

@@ -2,12 +2,55 @@
 //!
 //! Both versions are brought to one meaning, which is version 2's: all counts include the groups
 //! below. What the node does not count is `None`, never 0.
+//!
+//! Each number costs a file, so that the reader is told by [`Parts`] which are wanted.
+//!
+//! | part      | version 1                                | version 2                             |
+//! |-----------|------------------------------------------|---------------------------------------|
+//! | cpu       | `cpuacct.usage`                          | `cpu.stat`                            |
+//! | memory    | usage, limit, `memory.stat`, memsw limit | current, max, `memory.stat`, swap     |
+//! | pressure  | the version 2 mount of a hybrid node     | `cpu`, `memory`, `io` `.pressure`     |
+//! | pids, io, hugetlb | as named                         | as named                              |
 
 use crate::error::Result;
 use crate::files::Buffer;
 use crate::group::Cgroup;
-use crate::parse::{self, Pressure, flat_all};
+use crate::parse::{self, DeviceIo, Pressure, flat_all};
+use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Which numbers are read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// [`Stats::cpu`].
+    pub cpu: bool,
+    /// [`Stats::memory`] and [`Stats::swap`].
+    pub memory: bool,
+    /// [`Stats::pids`].
+    pub pids: bool,
+    /// [`Stats::io`].
+    pub io: bool,
+    /// The three pressures.
+    pub pressure: bool,
+    /// [`Stats::hugetlb`].
+    pub hugetlb: bool,
+    /// What has files of its own beside the main one: user, system and throttled time of the
+    /// processors; the highest usage, failures and kernel's share of memory.
+    pub detail: bool,
+}
+
+impl Parts {
+    /// All of them.
+    pub const ALL: Parts = Parts {
+        cpu: true,
+        memory: true,
+        pids: true,
+        io: true,
+        pressure: true,
+        hugetlb: true,
+        detail: true,
+    };
+}
 
 /// All numbers of a group.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -22,7 +65,10 @@ pub struct Stats {
     pub pids: Option<PidsStats>,
     /// Block devices.
     pub io: Option<IoStats>,
-    /// Waiting for a processor (version 2 only, as are the next two).
+    /// Huge pages, by their size as the kernel writes it (`2MB`).
+    pub hugetlb: BTreeMap<String, HugetlbStats>,
+    /// Waiting for a processor. Version 2 and hybrid nodes only, as are the next two, and only
+    /// where the kernel counts it.
     pub cpu_pressure: Option<PressureStats>,
     /// Waiting for memory.
     pub memory_pressure: Option<PressureStats>,
@@ -92,17 +138,20 @@ pub struct PidsStats {
     pub limit: Option<u64>,
 }
 
-/// Block devices, all together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Block devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IoStats {
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// Bytes written.
-    pub write_bytes: u64,
-    /// Reads.
-    pub read_ops: u64,
-    /// Writes.
-    pub write_ops: u64,
+    /// Each device that the group has used.
+    pub devices: Vec<DeviceIo>,
+}
+
+/// Huge pages of one size, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HugetlbStats {
+    /// In use.
+    pub usage: u64,
+    /// The highest `usage` that there was; version 1 only.
+    pub max_usage: Option<u64>,
 }
 
 /// Pressure stall information.
@@ -131,14 +180,38 @@ impl Cgroup {
 }
 
 impl StatsReader {
-    /// The numbers of a group.
+    /// All numbers of a group.
     ///
     /// # Errors
     /// [`crate::Error::NotFound`] if the group is not there, [`crate::Error::Read`].
     pub fn read(&mut self, group: &Cgroup) -> Result<Stats> {
-        let stats = if group.hierarchy.is_v2() { self.v2(group)? } else { self.v1(group)? };
+        self.read_parts(group, Parts::ALL)
+    }
+
+    /// Some numbers of a group.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFound`] if the group is not there, [`crate::Error::Read`].
+    pub fn read_parts(&mut self, group: &Cgroup, parts: Parts) -> Result<Stats> {
+        let mut stats = if group.hierarchy.is_v2() {
+            self.v2(group, parts)?
+        } else {
+            self.v1(group, parts)?
+        };
         if stats.cpu.is_none() && stats.memory.is_none() && !group.exists() {
             return Err(group.not_found());
+        }
+        let pressures = match group.hierarchy.is_v2() {
+            true => group.hierarchy.mounts().first(),
+            false => group.hierarchy.beside(),
+        };
+        if parts.pressure
+            && let Some(mount) = pressures
+        {
+            let f = group.folder(mount);
+            stats.cpu_pressure = self.get(&f, "cpu.pressure", pressure)?;
+            stats.memory_pressure = self.get(&f, "memory.pressure", pressure)?;
+            stats.io_pressure = self.get(&f, "io.pressure", pressure)?;
         }
         Ok(stats)
     }
@@ -152,108 +225,161 @@ impl StatsReader {
         Ok(self.buffer.read(folder, file)?.and_then(parse))
     }
 
-    fn v2(&mut self, group: &Cgroup) -> Result<Stats> {
-        let Some(folder) = group.paths().into_iter().next() else {
+    fn v2(&mut self, group: &Cgroup, parts: Parts) -> Result<Stats> {
+        let Some(mount) = group.hierarchy.mounts().first() else {
             return Err(group.not_found());
         };
-        let f = folder.as_path();
-        let memory = self.memory_v2(f)?;
-        let swap = self.get(f, "memory.swap.current", parse::single)?;
-        let swap_limit = self.get(f, "memory.swap.max", parse::limit)?;
-        let pids = self.get(f, "pids.current", parse::single)?;
-        let pids_limit = self.get(f, "pids.max", parse::limit)?;
-        Ok(Stats {
-            cpu: self.get(f, "cpu.stat", cpu_v2)?,
-            memory,
-            swap: swap.map(|usage| SwapStats { usage, limit: swap_limit }),
-            pids: pids.map(|current| PidsStats { current, limit: pids_limit }),
-            io: self.get(f, "io.stat", |text| Some(io_v2(text)))?,
-            cpu_pressure: self.get(f, "cpu.pressure", pressure)?,
-            memory_pressure: self.get(f, "memory.pressure", pressure)?,
-            io_pressure: self.get(f, "io.pressure", pressure)?,
-        })
-    }
-
-    fn memory_v2(&mut self, f: &Path) -> Result<Option<MemoryStats>> {
-        let Some(usage) = self.get(f, "memory.current", parse::single)? else {
-            return Ok(None);
-        };
-        let limit = self.get(f, "memory.max", parse::limit)?;
-        let max_usage = self.get(f, "memory.peak", parse::single)?;
-        let fails = self.get(f, "memory.events", |text| parse::flat(text, "max"))?;
-        let stat = self.get(f, "memory.stat", |text| Some(memory_v2(text, usage)))?;
-        Ok(stat.map(|stat| MemoryStats {
-            limit,
-            max_usage,
-            fail_count: fails.unwrap_or(0),
-            ..stat
-        }))
-    }
-
-    fn v1(&mut self, group: &Cgroup) -> Result<Stats> {
-        let mut stats = Stats { cpu: self.cpu_v1(group)?, ..Stats::default() };
-        if let Some(f) = group.path_of("memory") {
-            (stats.memory, stats.swap) = self.memory_v1(&f)?;
+        let f = &group.folder(mount);
+        let mut stats = Stats::default();
+        if parts.cpu {
+            stats.cpu = self.get(f, "cpu.stat", cpu_v2)?;
         }
-        if let Some(f) = group.path_of("pids") {
-            let limit = self.get(&f, "pids.max", parse::limit)?;
-            let current = self.get(&f, "pids.current", parse::single)?;
-            stats.pids = current.map(|current| PidsStats { current, limit });
+        if parts.memory {
+            stats.memory = self.memory_v2(f, parts.detail)?;
+            let swap = self.get(f, "memory.swap.current", parse::single)?;
+            if let Some(usage) = swap {
+                let limit = self.get(f, "memory.swap.max", parse::limit)?;
+                stats.swap = Some(SwapStats { usage, limit });
+            }
         }
-        if let Some(f) = group.path_of("blkio") {
-            let io = |text: &str| Some(parse::io_v1(text));
-            let bytes = self.get(&f, "blkio.throttle.io_service_bytes_recursive", io)?;
-            let ops = self.get(&f, "blkio.throttle.io_serviced_recursive", io)?;
-            stats.io = bytes.zip(ops).map(|(bytes, ops)| IoStats {
-                read_bytes: bytes.read,
-                write_bytes: bytes.write,
-                read_ops: ops.read,
-                write_ops: ops.write,
-            });
+        if parts.pids {
+            stats.pids = self.pids(f)?;
+        }
+        if parts.io {
+            stats.io = self.get(f, "io.stat", |t| Some(IoStats { devices: parse::io_v2(t) }))?;
+        }
+        if parts.hugetlb {
+            stats.hugetlb = self.hugetlb(f, ".current", None)?;
         }
         Ok(stats)
     }
 
-    fn cpu_v1(&mut self, group: &Cgroup) -> Result<Option<CpuStats>> {
+    fn memory_v2(&mut self, f: &Path, detail: bool) -> Result<Option<MemoryStats>> {
+        let Some(usage) = self.get(f, "memory.current", parse::single)? else {
+            return Ok(None);
+        };
+        let limit = self.get(f, "memory.max", parse::limit)?;
+        let Some(mut stat) = self.get(f, "memory.stat", |text| Some(memory_v2(text, usage)))?
+        else {
+            return Ok(None);
+        };
+        stat.limit = limit;
+        if detail {
+            stat.max_usage = self.get(f, "memory.peak", parse::single)?;
+            let fails = self.get(f, "memory.events", |text| parse::flat(text, "max"))?;
+            stat.fail_count = fails.unwrap_or(0);
+        }
+        Ok(Some(stat))
+    }
+
+    fn pids(&mut self, f: &Path) -> Result<Option<PidsStats>> {
+        let Some(current) = self.get(f, "pids.current", parse::single)? else { return Ok(None) };
+        let limit = self.get(f, "pids.max", parse::limit)?;
+        Ok(Some(PidsStats { current, limit }))
+    }
+
+    /// The sizes are those of the files that are there.
+    fn hugetlb(
+        &mut self,
+        f: &Path,
+        usage: &str,
+        max_usage: Option<&str>,
+    ) -> Result<BTreeMap<String, HugetlbStats>> {
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir(f).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(size) = name.to_str().and_then(|n| n.strip_prefix("hugetlb.")) else {
+                continue;
+            };
+            // `rsvd` are reservations, not use.
+            let Some(size) = size.strip_suffix(usage).filter(|s| !s.contains('.')) else {
+                continue;
+            };
+            let file = |what: &str| format!("hugetlb.{size}{what}");
+            let Some(usage) = self.get(f, &file(usage), parse::single)? else { continue };
+            let max_usage = match max_usage {
+                Some(what) => self.get(f, &file(what), parse::single)?,
+                None => None,
+            };
+            found.insert(size.to_owned(), HugetlbStats { usage, max_usage });
+        }
+        Ok(found)
+    }
+
+    fn v1(&mut self, group: &Cgroup, parts: Parts) -> Result<Stats> {
+        let mut stats = Stats::default();
+        if parts.cpu {
+            stats.cpu = self.cpu_v1(group, parts.detail)?;
+        }
+        if parts.memory
+            && let Some(f) = group.path_of("memory")
+        {
+            (stats.memory, stats.swap) = self.memory_v1(&f, parts.detail)?;
+        }
+        if parts.pids
+            && let Some(f) = group.path_of("pids")
+        {
+            stats.pids = self.pids(&f)?;
+        }
+        if parts.io
+            && let Some(f) = group.path_of("blkio")
+        {
+            let whole = |text: &str| Some(text.to_owned());
+            let bytes = self.get(&f, "blkio.throttle.io_service_bytes_recursive", whole)?;
+            let ops = self.get(&f, "blkio.throttle.io_serviced_recursive", whole)?;
+            stats.io = bytes
+                .zip(ops)
+                .map(|(bytes, ops)| IoStats { devices: parse::io_v1(&bytes, &ops) });
+        }
+        if parts.hugetlb
+            && let Some(f) = group.path_of("hugetlb")
+        {
+            stats.hugetlb =
+                self.hugetlb(&f, ".usage_in_bytes", Some(".max_usage_in_bytes"))?;
+        }
+        Ok(stats)
+    }
+
+    fn cpu_v1(&mut self, group: &Cgroup, detail: bool) -> Result<Option<CpuStats>> {
         let Some(f) = group.path_of("cpuacct") else { return Ok(None) };
         let Some(usage_ns) = self.get(&f, "cpuacct.usage", parse::single)? else {
             return Ok(None);
         };
-        let user_ns = self.get(&f, "cpuacct.usage_user", parse::single)?.unwrap_or(0);
-        let system_ns = self.get(&f, "cpuacct.usage_sys", parse::single)?.unwrap_or(0);
-        let throttled = match group.path_of("cpu") {
-            Some(f) => self.get(&f, "cpu.stat", |text| {
-                Some(flat_all(text, ["nr_periods", "nr_throttled", "throttled_time"]))
-            })?,
-            None => None,
-        };
-        let [periods, throttled_periods, throttled_ns] =
-            throttled.unwrap_or_default().map(|v| v.unwrap_or(0));
-        Ok(Some(CpuStats {
-            usage_ns,
-            user_ns,
-            system_ns,
-            periods,
-            throttled_periods,
-            throttled_ns,
-        }))
+        let mut stats = CpuStats { usage_ns, ..CpuStats::default() };
+        if detail {
+            stats.user_ns = self.get(&f, "cpuacct.usage_user", parse::single)?.unwrap_or(0);
+            stats.system_ns = self.get(&f, "cpuacct.usage_sys", parse::single)?.unwrap_or(0);
+            if let Some(f) = group.path_of("cpu") {
+                let keys = ["nr_periods", "nr_throttled", "throttled_time"];
+                let throttled = self.get(&f, "cpu.stat", |text| Some(flat_all(text, keys)))?;
+                [stats.periods, stats.throttled_periods, stats.throttled_ns] =
+                    throttled.unwrap_or_default().map(|v| v.unwrap_or(0));
+            }
+        }
+        Ok(Some(stats))
     }
 
-    fn memory_v1(&mut self, f: &Path) -> Result<(Option<MemoryStats>, Option<SwapStats>)> {
+    fn memory_v1(
+        &mut self,
+        f: &Path,
+        detail: bool,
+    ) -> Result<(Option<MemoryStats>, Option<SwapStats>)> {
         let Some(usage) = self.get(f, "memory.usage_in_bytes", parse::single)? else {
             return Ok((None, None));
         };
         let limit = self.get(f, "memory.limit_in_bytes", parse::limit)?;
-        let max_usage = self.get(f, "memory.max_usage_in_bytes", parse::single)?;
-        let fail_count = self.get(f, "memory.failcnt", parse::single)?.unwrap_or(0);
-        let kernel = self.get(f, "memory.kmem.usage_in_bytes", parse::single)?;
         let sum_limit = self.get(f, "memory.memsw.limit_in_bytes", |text| {
             // That the file is there means that swap is counted.
             Some(parse::limit(text))
         })?;
         let stat = self.get(f, "memory.stat", |text| Some(memory_v1(text, usage)))?;
-        let Some((stat, swap)) = stat else { return Ok((None, None)) };
-        let memory = MemoryStats { limit, max_usage, fail_count, kernel, ..stat };
+        let Some((mut memory, swap)) = stat else { return Ok((None, None)) };
+        memory.limit = limit;
+        if detail {
+            memory.max_usage = self.get(f, "memory.max_usage_in_bytes", parse::single)?;
+            memory.fail_count = self.get(f, "memory.failcnt", parse::single)?.unwrap_or(0);
+            memory.kernel = self.get(f, "memory.kmem.usage_in_bytes", parse::single)?;
+        }
         let swap = sum_limit.map(|sum| SwapStats {
             usage: swap,
             limit: sum.map(|sum| sum.saturating_sub(limit.unwrap_or(0))),
@@ -319,16 +445,6 @@ fn memory_v1(text: &str, usage: u64) -> (MemoryStats, u64) {
         ..MemoryStats::default()
     };
     (stats, swap)
-}
-
-fn io_v2(text: &str) -> IoStats {
-    let (bytes, ops) = parse::io_v2(text);
-    IoStats {
-        read_bytes: bytes.read,
-        write_bytes: bytes.write,
-        read_ops: ops.read,
-        write_ops: ops.write,
-    }
 }
 
 fn pressure(text: &str) -> Option<PressureStats> {

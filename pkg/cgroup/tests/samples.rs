@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
-use cgroup::{Cgroup, Error, Hierarchy, Resources};
+use cgroup::{Cgroup, Error, Hierarchy, HugetlbStats, Parts, Resources, StatsReader};
 use std::fs;
 use std::path::Path;
 use tempfile::TempDir;
@@ -67,6 +67,9 @@ fn numbers_of_version_2() {
         ("pids.max", "100\n"),
         ("io.stat", "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n8:16 \n"),
         ("io.pressure", ""),
+        ("hugetlb.2MB.current", "4194304\n"),
+        ("hugetlb.2MB.rsvd.current", "8388608\n"),
+        ("hugetlb.2MB.max", "max\n"),
     ]);
     let stats = group.stats().unwrap();
     let cpu = stats.cpu.unwrap();
@@ -85,7 +88,11 @@ fn numbers_of_version_2() {
     assert_eq!((swap.usage, swap.limit), (8192, Some(1 << 20)));
     let pids = stats.pids.unwrap();
     assert_eq!((pids.current, pids.limit), (12, Some(100)));
-    assert_eq!(stats.io.unwrap().read_bytes, 4096);
+    let io = stats.io.unwrap();
+    assert_eq!(io.devices.len(), 1);
+    assert_eq!((io.devices[0].major, io.devices[0].read_bytes), (8, 4096));
+    let huge = HugetlbStats { usage: 4 << 20, max_usage: None };
+    assert_eq!(stats.hugetlb, [("2MB".to_owned(), huge)].into());
     assert_eq!(stats.cpu_pressure.unwrap().some.avg300, 13.61);
     assert_eq!((stats.io_pressure, stats.memory_pressure), (None, None));
     assert_eq!(group.oom_kills().unwrap(), 2);
@@ -131,12 +138,30 @@ fn numbers_of_version_1_include_the_groups_below() {
             ("blkio.throttle.io_serviced_recursive", "8:0 Read 2\n8:0 Write 1\nTotal 3\n"),
         ],
     );
+    put(
+        &at("hugetlb"),
+        &[
+            ("hugetlb.2MB.usage_in_bytes", "0\n"),
+            ("hugetlb.2MB.max_usage_in_bytes", "2097152\n"),
+            ("hugetlb.2MB.rsvd.usage_in_bytes", "0\n"),
+            ("hugetlb.2MB.limit_in_bytes", "9223372036854771712\n"),
+        ],
+    );
+    put(
+        &at("unified"),
+        &[(
+            "memory.pressure",
+            "some avg10=0.00 avg60=0.00 avg300=0.00 total=61\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=61\n",
+        )],
+    );
     let line = |controllers: &str| {
         let at = dir.path().join(controllers);
         format!("1 1 0:1 / {} rw - cgroup cgroup rw,{controllers}\n", at.display())
     };
-    let mountinfo = ["memory", "cpu,cpuacct", "blkio"].map(line).concat();
-    let own = "3:memory:/\n2:cpu,cpuacct:/\n1:blkio:/\n";
+    let mountinfo = ["memory", "cpu,cpuacct", "blkio", "hugetlb"].map(line).concat();
+    let unified = dir.path().join("unified");
+    let mountinfo = format!("{mountinfo}1 1 0:1 / {} rw - cgroup2 cgroup2 rw\n", unified.display());
+    let own = "4:hugetlb:/\n3:memory:/\n2:cpu,cpuacct:/\n1:blkio:/\n0::/\n";
     let hierarchy = Hierarchy::parse(&mountinfo, own).unwrap();
     let group = Cgroup::at(&hierarchy, "/kubepods/pod1/crio-x").unwrap();
     let stats = group.stats().unwrap();
@@ -148,10 +173,32 @@ fn numbers_of_version_1_include_the_groups_below() {
     assert_eq!((memory.page_faults, memory.fail_count), (29_798_353, 3));
     let swap = stats.swap.unwrap();
     assert_eq!((swap.usage, swap.limit), (8192, Some(1 << 30)));
-    let io = stats.io.unwrap();
+    let io = stats.io.unwrap().devices[0];
     assert_eq!((io.read_bytes, io.write_ops), (4096, 1));
+    let huge = HugetlbStats { usage: 0, max_usage: Some(2 << 20) };
+    assert_eq!(stats.hugetlb, [("2MB".to_owned(), huge)].into());
+    // The pressures are those of the version 2 mount beside.
+    assert_eq!(stats.memory_pressure.unwrap().some.total_us, 61);
+    assert_eq!(stats.io_pressure, None);
     assert_eq!(stats.pids, None);
     assert_eq!(group.oom_kills().unwrap(), 4);
+}
+
+#[test]
+fn only_what_is_wanted_is_read() {
+    let (_dir, group) = v2(&[
+        ("cpu.stat", "usage_usec 5\n"),
+        ("memory.current", "9\n"),
+        ("memory.stat", "anon 1\n"),
+        ("memory.peak", "10\n"),
+        ("pids.current", "1\n"),
+    ]);
+    let mut reader = StatsReader::default();
+    let cpu = reader.read_parts(&group, Parts { cpu: true, ..Parts::default() }).unwrap();
+    assert_eq!((cpu.cpu.unwrap().usage_ns, cpu.memory, cpu.pids), (5000, None, None));
+    let memory = reader.read_parts(&group, Parts { memory: true, ..Parts::default() }).unwrap();
+    assert_eq!((memory.cpu, memory.memory.unwrap().max_usage), (None, None));
+    assert_eq!(reader.read(&group).unwrap().memory.unwrap().max_usage, Some(10));
 }
 
 #[test]

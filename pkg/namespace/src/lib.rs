@@ -33,7 +33,7 @@ mod sysctl;
 
 pub use error::Error;
 pub use pin::{Kind, Pinned, Request, Users, enter, is_namespace, pin_pid, remove};
-pub use stats::{Counters, addresses, interfaces};
+pub use stats::{Counters, addresses, interfaces, interfaces_of_all};
 pub use sys::userns::Range;
 pub use sysctl::{check as check_sysctl, kind_of as kind_of_sysctl};
 

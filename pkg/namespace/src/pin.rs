@@ -332,6 +332,14 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
 /// [`Error::Enter`] if there is no network namespace at the path; [`Error::Thread`] if `work`
 /// panicked.
 pub fn enter<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+    on_thread(path, || {
+        join(path)?;
+        Ok(work())
+    })?
+}
+
+/// Has this thread join the network namespace at `path`. The thread must not be another's.
+pub(crate) fn join(path: &Path) -> Result<()> {
     let failed = |source| Error::Enter { path: path.to_owned(), source };
     // A FIFO in the wrong place would block an open without O_NONBLOCK.
     let file = OpenOptions::new()
@@ -339,14 +347,11 @@ pub fn enter<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T>
         .custom_flags(nix::libc::O_NONBLOCK)
         .open(path)
         .map_err(failed)?;
-    on_thread(path, || {
-        setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
-        Ok(work())
-    })?
+    setns(file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))
 }
 
 /// Runs `work` on a fresh thread and waits for it.
-fn on_thread<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+pub(crate) fn on_thread<T: Send>(path: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
     let failed = |source| Error::Thread { path: path.to_owned(), source };
     thread::scope(|scope| {
         thread::Builder::new()

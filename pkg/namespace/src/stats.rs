@@ -8,6 +8,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
+use crate::pin::{join, on_thread};
 use crate::{Error, Result, enter};
 
 /// The counters of one interface since it was made.
@@ -17,12 +18,20 @@ pub struct Counters {
     pub name: String,
     /// Bytes received.
     pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
     /// Errors on receiving.
     pub rx_errors: u64,
+    /// Packets dropped on receiving.
+    pub rx_dropped: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
     /// Errors on sending.
     pub tx_errors: u64,
+    /// Packets dropped on sending.
+    pub tx_dropped: u64,
 }
 
 /// Reads the lines of `/proc/net/dev` below its two lines of headings.
@@ -38,12 +47,20 @@ fn counters(line: &str) -> Option<Counters> {
         .map(str::parse)
         .collect::<std::result::Result<_, _>>()
         .ok()?;
+    let &[rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, ref sent @ ..] = &*numbers else {
+        return None;
+    };
+    let &[tx_bytes, tx_packets, tx_errors, tx_dropped, ..] = sent else { return None };
     Some(Counters {
         name: name.trim().to_owned(),
-        rx_bytes: *numbers.first()?,
-        rx_errors: *numbers.get(2)?,
-        tx_bytes: *numbers.get(8)?,
-        tx_errors: *numbers.get(10)?,
+        rx_bytes,
+        rx_packets,
+        rx_errors,
+        rx_dropped,
+        tx_bytes,
+        tx_packets,
+        tx_errors,
+        tx_dropped,
     })
 }
 
@@ -53,11 +70,27 @@ fn counters(line: &str) -> Option<Counters> {
 ///
 /// [`Error::Enter`] if there is no network namespace at the path; [`Error::Interfaces`].
 pub fn interfaces(netns: &Path) -> Result<Vec<Counters>> {
-    enter(netns, || {
-        let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
-        parse(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a table"))
-    })?
-    .map_err(|source| Error::Interfaces { path: netns.to_owned(), source })
+    enter(netns, table)?.map_err(|source| Error::Interfaces { path: netns.to_owned(), source })
+}
+
+/// [`interfaces`] of many namespaces, in the order of `all`, by one thread that enters each in turn.
+///
+/// # Errors
+///
+/// [`Error::Thread`]; and of each namespace, those of [`interfaces`].
+pub fn interfaces_of_all(all: &[&Path]) -> Result<Vec<Result<Vec<Counters>>>> {
+    let Some(first) = all.first() else { return Ok(Vec::new()) };
+    let one = |netns: &&Path| {
+        join(netns)?;
+        table().map_err(|source| Error::Interfaces { path: (*netns).to_owned(), source })
+    };
+    on_thread(first, || all.iter().map(one).collect())
+}
+
+/// The table of the namespace that the thread is in.
+fn table() -> io::Result<Vec<Counters>> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+    parse(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a table"))
 }
 
 /// The IP addresses of the interface `ifname` in the network namespace pinned at `netns`, in
@@ -94,7 +127,7 @@ mod tests {
 Inter-|   Receive                                                |  Transmit
  face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
     lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0
-eth0.5:123456789012      1    7    0    0     0          0         0      42       1    9    0    0     0       0          0
+eth0.5:123456789012      1    7    3    0     0          0         0      42       1    9    4    0     0       0          0
 ";
 
     #[test]
@@ -106,9 +139,13 @@ eth0.5:123456789012      1    7    0    0     0          0         0      42    
             Counters {
                 name: "eth0.5".into(),
                 rx_bytes: 123_456_789_012,
+                rx_packets: 1,
                 rx_errors: 7,
+                rx_dropped: 3,
                 tx_bytes: 42,
-                tx_errors: 9
+                tx_packets: 1,
+                tx_errors: 9,
+                tx_dropped: 4,
             }
         );
     }
