@@ -193,11 +193,8 @@ impl StatsReader {
     /// # Errors
     /// [`crate::Error::NotFound`] if the group is not there, [`crate::Error::Read`].
     pub fn read_parts(&mut self, group: &Cgroup, parts: Parts) -> Result<Stats> {
-        let mut stats = if group.hierarchy.is_v2() {
-            self.v2(group, parts)?
-        } else {
-            self.v1(group, parts)?
-        };
+        let mut stats =
+            if group.hierarchy.is_v2() { self.v2(group, parts)? } else { self.v1(group, parts)? };
         if stats.cpu.is_none() && stats.memory.is_none() && !group.exists() {
             return Err(group.not_found());
         }
@@ -222,7 +219,7 @@ impl StatsReader {
         file: &str,
         parse: impl FnOnce(&str) -> Option<T>,
     ) -> Result<Option<T>> {
-        Ok(self.buffer.read(folder, file)?.and_then(parse))
+        Ok(self.buffer.read_whole(folder, file)?.and_then(parse))
     }
 
     fn v2(&mut self, group: &Cgroup, parts: Parts) -> Result<Stats> {
@@ -327,15 +324,13 @@ impl StatsReader {
             let whole = |text: &str| Some(text.to_owned());
             let bytes = self.get(&f, "blkio.throttle.io_service_bytes_recursive", whole)?;
             let ops = self.get(&f, "blkio.throttle.io_serviced_recursive", whole)?;
-            stats.io = bytes
-                .zip(ops)
-                .map(|(bytes, ops)| IoStats { devices: parse::io_v1(&bytes, &ops) });
+            stats.io =
+                bytes.zip(ops).map(|(bytes, ops)| IoStats { devices: parse::io_v1(&bytes, &ops) });
         }
         if parts.hugetlb
             && let Some(f) = group.path_of("hugetlb")
         {
-            stats.hugetlb =
-                self.hugetlb(&f, ".usage_in_bytes", Some(".max_usage_in_bytes"))?;
+            stats.hugetlb = self.hugetlb(&f, ".usage_in_bytes", Some(".max_usage_in_bytes"))?;
         }
         Ok(stats)
     }

@@ -47,7 +47,8 @@ fn counters(line: &str) -> Option<Counters> {
         .map(str::parse)
         .collect::<std::result::Result<_, _>>()
         .ok()?;
-    let &[rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, ref sent @ ..] = &*numbers else {
+    let &[rx_bytes, rx_packets, rx_errors, rx_dropped, _, _, _, _, ref sent @ ..] = &*numbers
+    else {
         return None;
     };
     let &[tx_bytes, tx_packets, tx_errors, tx_dropped, ..] = sent else { return None };

@@ -1,7 +1,7 @@
 //! A container's root file system: the image's layers, read-only, under a layer of its own.
 //!
 //! ```text
-//! <dir>/upper    what the container writes
+//! <dir>/diff     what the container writes
 //!       work     the kernel's own
 //!       merged   the mount point
 //!       lower    empty; for images without layers, and read-only mounts of a single one
@@ -42,6 +42,10 @@ const LONGEST_VALUE: usize = 255;
 const OWNERS: &str = "owners";
 /// How many mounts on top of each other are taken down.
 const STACKED: usize = 16;
+
+/// The folder of what the container writes. cAdvisor measures the one of this name, as
+/// containers/storage has it.
+const UPPER: &str = "diff";
 
 /// How to mount a container's root file system.
 #[derive(Debug, Clone, Default)]
@@ -111,7 +115,7 @@ impl Store {
             lower.push(dir.join("lower"));
         }
         if options.readonly && lower.len() < 2 {
-            lower.push(dir.join("upper"));
+            lower.push(dir.join(UPPER));
         }
         let root = root.unwrap_or(RootAttributes { mode: 0o755, uid: 0, gid: 0 });
         let root = match &options.owners {
@@ -144,7 +148,7 @@ impl ContainerMount {
 
     /// What the container wrote.
     pub fn upper(&self) -> PathBuf {
-        self.dir.join("upper")
+        self.dir.join(UPPER)
     }
 
     /// Mounts it, making the folders that are not there. Nothing to do if it is mounted. The answer
@@ -246,14 +250,14 @@ impl ContainerMount {
     pub fn remove(&self) -> Result<()> {
         self.unmount()?;
         Shown(self.dir.join(OWNERS)).end()?;
-        for name in ["merged", "work", "upper", "lower"] {
+        for name in ["merged", "work", UPPER, "lower"] {
             tree::remove_tree(&self.dir.join(name))?;
         }
         Ok(())
     }
 
     fn folders(&self) -> Result<()> {
-        for name in ["work", "merged", "lower", "upper"] {
+        for name in ["work", "merged", "lower", UPPER] {
             let path = self.dir.join(name);
             match fs::create_dir(&path) {
                 Ok(()) => {}
@@ -262,7 +266,7 @@ impl ContainerMount {
             }
             // The root of what is mounted has the attributes of upper's root.
             let (mode, owner) = match name {
-                "upper" => (self.root.mode, (self.root.uid, self.root.gid)),
+                UPPER => (self.root.mode, (self.root.uid, self.root.gid)),
                 "work" => (0o700, (0, 0)),
                 _ => (0o755, (0, 0)),
             };
@@ -323,7 +327,7 @@ impl ContainerMount {
             }
         }
         if !self.options.readonly {
-            for (key, name) in [("upperdir", "upper"), ("workdir", "work")] {
+            for (key, name) in [("upperdir", UPPER), ("workdir", "work")] {
                 set(key, &self.dir.join(name)).map_err(|e| fail(&format!("set {key}"), e))?;
             }
         }

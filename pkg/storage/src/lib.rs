@@ -10,7 +10,7 @@
 //!                                  meta.json      its LayerMeta
 //!        layers/overlay/tmp-*                     under way; removed when the store is opened
 //!        images/<image id>.json                   an ImageRecord
-//! <anywhere>/upper, work, merged                  a ContainerMount
+//! <anywhere>/diff, work, merged                   a ContainerMount
 //! ```
 //!
 //! A layer comes into being like this; whatever interrupts it leaves a `tmp-*` at most:
@@ -52,4 +52,4 @@ pub use rootfs::{
 };
 pub use store::{Collected, ImagesOf, Options, Pin, Store};
 pub use stream::{Compression, Limits};
-pub use tree::{Usage, remove_tree, usage};
+pub use tree::{Usage, remove_tree, usage, usage_of};

@@ -19,6 +19,10 @@ const DEEPEST: usize = 64;
 /// How often a directory is read again if it is not empty after all was deleted in it.
 const ROUNDS: u32 = 1000;
 
+/// How much is remembered while a tree is measured: bytes of folders' paths, and inodes.
+const MOST_PENDING: usize = 64 << 20;
+const MOST_LINKED: usize = 1 << 20;
+
 /// One directory, as seen from the one above it.
 const BELOW: ResolveFlags = ResolveFlags::BENEATH
     .union(ResolveFlags::NO_SYMLINKS)
@@ -150,7 +154,15 @@ fn move_up(dir: &OwnedFd, name: &[u8], top: &OwnedFd, moved: &mut u64) -> rustix
 
 /// What a tree takes on its disk, by looking at everything in it. A file with several names counts
 /// once; what is mounted inside does not count. Nothing there: zero.
+///
+/// What it remembers meanwhile is bounded: of a tree whose folders' names take more than 64 MiB it may
+/// tell less than there is, and of one with more than a million files with several names more.
 pub fn usage(path: &Path) -> Result<Usage> {
+    usage_of(path, &mut |_| ())
+}
+
+/// [`usage`], which tells of each folder, relative to `path`, before it looks into it.
+pub fn usage_of(path: &Path, folder_found: &mut dyn FnMut(&Path)) -> Result<Usage> {
     let fail = |e: Errno| Error::io("measure", path, e);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -163,6 +175,7 @@ pub fn usage(path: &Path) -> Result<Usage> {
     let mut add = |usage: &mut Usage, stat: &Stat| {
         if stat.st_nlink < 2
             || FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            || linked.len() >= MOST_LINKED
             || linked.insert(stat.st_ino)
         {
             // Blocks of 512 bytes, whatever the file system.
@@ -172,7 +185,10 @@ pub fn usage(path: &Path) -> Result<Usage> {
     };
     add(&mut usage, &rustix::fs::fstat(&root).map_err(fail)?);
     let mut left = vec![PathBuf::from(".")];
+    let mut pending = 0;
     while let Some(folder) = left.pop() {
+        pending -= folder.as_os_str().len().min(pending);
+        folder_found(&folder);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = match rustix::fs::openat2(&root, &folder, flags, Mode::empty(), BELOW) {
             Ok(dir) => dir,
@@ -199,8 +215,12 @@ pub fn usage(path: &Path) -> Result<Usage> {
                 Err(e) => return Err(fail(e)),
             };
             add(&mut usage, &stat);
-            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-                left.push(folder.join(std::ffi::OsStr::from_bytes(name.to_bytes())));
+            if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+                && pending < MOST_PENDING
+            {
+                let below = folder.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+                pending += below.as_os_str().len();
+                left.push(below);
             }
         }
     }
