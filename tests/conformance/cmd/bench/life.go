@@ -200,12 +200,10 @@ func (t *target) exited(ctx context.Context, container string) error {
 	}
 }
 
-// many runs pods on all runtimes, and measures lists while they are there.
-func many(ctx context.Context, o options, targets []*target) error {
-	for _, t := range targets {
-		t.memory.idle = t.daemonMemory()
-	}
-	type made struct{ pod, container string }
+type made struct{ pod, container string }
+
+// populate runs pods on all runtimes, and gives the last of each.
+func populate(ctx context.Context, o options, targets []*target) (map[*target]made, error) {
 	last := map[*target]made{}
 	for n := range o.pods {
 		progress("pod %d of %d", n+1, o.pods)
@@ -218,13 +216,25 @@ func many(ctx context.Context, o options, targets []*target) error {
 			took := time.Since(begin)
 			t.samples = kept
 			if err != nil {
-				return err
+				return nil, err
 			}
 			if n >= o.pods/2 {
 				t.samples[withMore] = append(t.samples[withMore], took)
 			}
 			last[t] = made{pod, container}
 		}
+	}
+	return last, nil
+}
+
+// many runs pods on all runtimes, and measures lists while they are there.
+func many(ctx context.Context, o options, targets []*target) error {
+	for _, t := range targets {
+		t.memory.idle = t.daemonMemory()
+	}
+	last, err := populate(ctx, o, targets)
+	if err != nil {
+		return err
 	}
 	progress("lists")
 	for n := range o.lists {

@@ -8,6 +8,8 @@
 //	bench -runtime … -streams -podserver PROGRAM [-stream-program criod-stream:TEXT]
 //	                                  measures exec and port-forward instead, with client-go
 //
+//	bench -runtime … -stats          measures statistics and metrics of the pods instead
+//
 //	bench -runtime criod=… -clean     only removes the pods that an earlier run left behind
 //
 // The PIDs are those of the daemon's processes. A helper is the program of which there is one for
@@ -54,6 +56,8 @@ type options struct {
 	clean  bool
 	// Without the runtimes' own seccomp profiles, which differ.
 	unconfined bool
+	// Statistics instead of lives.
+	stats bool
 	// For exec and port-forward.
 	streams       bool
 	podServer     string
@@ -114,6 +118,7 @@ func main() {
 	flag.IntVar(&o.lists, "lists", 50, "lists that are asked for then")
 	flag.BoolVar(&o.unconfined, "unconfined", false, "no seccomp profile (the default: each runtime's own)")
 	flag.BoolVar(&o.clean, "clean", false, "only remove the pods that an earlier run left behind")
+	flag.BoolVar(&o.stats, "stats", false, "measure statistics and metrics")
 	flag.BoolVar(&o.streams, "streams", false, "measure exec and port-forward")
 	flag.StringVar(&o.podServer, "podserver", "", "the program that is served from in the pod")
 	flag.StringVar(&o.streamProgram, "stream-program", "", "PROGRAM:TEXT, what serves streams of the first runtime, for its memory")
@@ -208,6 +213,9 @@ func run(ctx context.Context, o options, targets, besides []*target, helpers map
 	}
 	if o.streams {
 		return streams(ctx, o, targets)
+	}
+	if o.stats {
+		return statistics(ctx, o, targets)
 	}
 	for _, t := range targets {
 		t.cpu = -t.cpuTime()

@@ -36,18 +36,16 @@ func ratio(first, other float64) string {
 	return fmt.Sprintf("%.2f", first/other)
 }
 
-// show prints times and memory of all runtimes; ratios are those of the first to the last.
-func show(w io.Writer, o options, targets, besides []*target) {
+// table prints times of all runtimes, and the processor time of each of so many rounds; ratios are
+// those of the first to the last.
+func table(w io.Writer, targets []*target, whats []string, rounds int) {
 	first, last := targets[0], targets[len(targets)-1]
 	head := []string{"milliseconds", "n"}
 	for _, t := range targets {
 		head = append(head, t.name+" p50", "p90")
 	}
 	rows := [][]string{append(head, "ratio p50", "p90")}
-	for _, what := range []string{
-		runPod, startOne, create, start, fromZero, withMore, exec, stop, stopPod, removeOne, removePod, takeDown,
-		listAll, listPods, podStatus, statusOne,
-	} {
+	for _, what := range whats {
 		n := len(first.samples[what])
 		if n == 0 {
 			continue
@@ -61,24 +59,33 @@ func show(w io.Writer, o options, targets, besides []*target) {
 		}
 		rows = append(rows, row)
 	}
-	// Rounds only: what a runtime used for each life, in its own processes and in those it started.
-	row := []string{"processor time, for each life", fmt.Sprint(o.rounds)}
-	each := func(t *target) float64 { return float64(t.cpu) / float64(time.Millisecond) / float64(max(o.rounds, 1)) }
+	// What a runtime used in its own processes and in those it started.
+	row := []string{"processor time, for each round", fmt.Sprint(rounds)}
+	each := func(t *target) float64 { return float64(t.cpu) / float64(time.Millisecond) / float64(max(rounds, 1)) }
 	for _, t := range targets {
 		row = append(row, millis(each(t)), "")
 	}
 	rows = append(rows, append(row, ratio(each(first), each(last))))
 	align(w, rows)
+}
+
+// show prints times and memory of all runtimes.
+func show(w io.Writer, o options, targets, besides []*target) {
+	first := targets[0]
+	table(w, targets, []string{
+		runPod, startOne, create, start, fromZero, withMore, exec, stop, stopPod, removeOne, removePod, takeDown,
+		listAll, listPods, podStatus, statusOne,
+	}, o.rounds)
 
 	all := append(append([]*target{}, targets...), besides...)
-	head = []string{fmt.Sprintf("kB, with %d pods of one container", o.pods)}
+	head := []string{fmt.Sprintf("kB, with %d pods of one container", o.pods)}
 	for _, t := range all {
 		head = append(head, t.name)
 	}
 	for _, t := range all[1:] {
 		head = append(head, "to "+t.name)
 	}
-	rows = [][]string{head}
+	rows := [][]string{head}
 	// What somebody does not have, he has nothing of.
 	add := func(what string, value func(*memory) int, parts int) {
 		row, ratios := []string{what}, []string{}
