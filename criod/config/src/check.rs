@@ -17,6 +17,12 @@ const LEAST_SECONDS: i64 = 30;
 /// The least size of a log that is bounded: a single line can have that.
 const LEAST_LOG: i64 = 8192;
 
+/// The groups of pods' metrics, and what stands for all of them.
+pub const POD_METRICS: [&str; 11] = [
+    "cpu", "disk", "diskIO", "hugetlb", "memory", "network", "oom", "pressure", "process", "spec",
+    "all",
+];
+
 /// Checks and completes values; needs nothing of the machine.
 pub(crate) fn values(loaded: &mut Loaded) -> Result<(), Error> {
     no_effect(loaded);
@@ -73,6 +79,12 @@ pub(crate) fn values(loaded: &mut Loaded) -> Result<(), Error> {
         if !value.is_empty() {
             return refuse(key, "expected none: each pod asks for a user namespace of its own");
         }
+    }
+    let groups = &config.included_pod_metrics;
+    if let Some(unknown) = groups.iter().find(|g| !POD_METRICS.contains(&g.as_str())) {
+        let all = POD_METRICS.join(", ");
+        let problem = format!("{} is no group of metrics; there are {all}", quoted(unknown));
+        return refuse("crio.stats.included_pod_metrics", &problem);
     }
     if config.root == config.runroot {
         return refuse("crio.runroot", "expected a folder other than crio.root");

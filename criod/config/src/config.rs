@@ -234,8 +234,8 @@ keyed! {
         absent_mount_sources_to_reject: Vec<String> = Vec::new();
         /// Whether checkpoints are possible; container_level_enabled says more.
         enable_criu_support: bool = true => accepted();
-        /// Whether events of containers are sent to the kubelet.
-        enable_pod_events: bool = false => env(&["ENABLE_POD_EVENTS"]).accepted();
+        /// Nothing needs it: events of containers are sent to whoever asks for them.
+        enable_pod_events: bool = false => env(&["ENABLE_POD_EVENTS"]);
         /// Whether pods in the host's network are exempt from SELinux.
         hostnetwork_disable_selinux: bool = true;
         /// Whether host ports are left to somebody else.
@@ -326,10 +326,10 @@ keyed! {
         stats_collection_period: i64 = 0 => accepted();
         /// Seconds between collections of the pods' metrics; 0 collects when asked.
         collection_period: i64 = 0 => env(&["COLLECTION_PERIOD"]).accepted();
-        /// Groups of the pods' metrics: cpu, memory, network and others, or all.
+        /// Groups of the pods' metrics: cpu, disk, diskIO, hugetlb, memory, network, oom, pressure,
+        /// process, spec, or all.
         included_pod_metrics: Vec<String> = Vec::new()
-            => env(&["CONTAINER_INCLUDED_POD_METRICS", "CONTAINER_INCLUDED_POD_METRCIS"])
-            .accepted();
+            => env(&["CONTAINER_INCLUDED_POD_METRICS", "CONTAINER_INCLUDED_POD_METRCIS"]);
 
         ["crio.nri"]
         /// Whether NRI plugins are used.

@@ -35,6 +35,7 @@ mod setting;
 mod show;
 mod types;
 
+pub use check::POD_METRICS;
 pub use config::Config;
 pub use error::{Error, Origin, Warning};
 pub use flags::flags;

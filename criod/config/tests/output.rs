@@ -71,6 +71,7 @@ fn every_key_survives_the_round_trip() {
         "[\"nofile=5:-1\"]",
         "[\"net.core.somaxconn=9\"]",
         "[\"A=b,c=d\"]",
+        "[\"cpu\", \"diskIO\"]",
         "[\"CAP_NET_RAW\"]",
         "[\"/dev/kvm:/dev/x:rw\"]",
         "\"1h2m3.000000004s\"",

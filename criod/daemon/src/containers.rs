@@ -18,10 +18,11 @@ use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::monitor::last_state;
-use crate::node::{Container, Node, Pod, Save, blocking, new_id};
+use crate::node::{Container, Node, Pod, Save, blocking, new_id, on_disk};
 use crate::pod_cgroup::cgroup_name;
 use crate::record::{ContainerRecord, ContainerState, PodRecord, PodState};
 use crate::spec;
+use crate::stats::measure_new;
 
 /// What the pod's own process is, inside its root.
 pub(crate) const PAUSE: &str = "/pause";
@@ -132,6 +133,8 @@ impl Node {
                     self.undo_container(&container).await;
                     return Err(e);
                 }
+                on_disk(|| measure_new(self, &container));
+                self.tell(&container);
                 tokio::spawn(Arc::clone(self).watch(Arc::clone(&container)));
                 info!(container = container.id, pod = pod.id, "container created");
                 Ok(container)

@@ -53,6 +53,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tokio::spawn(async move { asked.all_features().await });
     let confined = Arc::clone(&node);
     tokio::task::spawn_blocking(move || confined.confine.prepare(&confined.config));
+    tokio::spawn(crate::stats::run(Arc::clone(&node)));
     tokio::spawn(streaming::serve(Arc::clone(&node), streaming));
     server::announce(&listen);
     notify("READY=1");
@@ -81,6 +82,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         paths.root.join("cni"),
         paths.run.join("containers"),
         paths.run.join("ns"),
+        paths.empty().join("diff"),
     ] {
         std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
     }
@@ -120,8 +122,9 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         creates: Arc::new(Ops::default()),
         changes: Arc::new(Ops::default()),
         last_time: AtomicI64::new(0),
-        cpu: crate::stats::CpuRates::default(),
         cdi: cdi::Registry::new(config.cdi_spec_dirs.clone()),
+        stats: crate::stats::Statistics::default(),
+        events: crate::events::Events::default(),
         streams,
         runtimes: crate::features::Runtimes::default(),
         confine: Confine::detect(&config, &paths.run)?,

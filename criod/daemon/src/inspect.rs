@@ -3,14 +3,24 @@
 //! | path               | answer                                                             |
 //! |--------------------|--------------------------------------------------------------------|
 //! | `/info`            | storage driver and root, cgroup driver                             |
-//! | `/containers/{id}` | what the node knows of a container                                 |
+//! | `/containers/{id}` | what the node knows of a container, or of a pod                    |
 //! | `/config`          | the effective configuration                                        |
 //! | `/v1/pulls`        | pulls under way, with the progress of each layer                   |
+//!
+//! What cAdvisor makes of it: a cgroup `crio-<id>` is a container, or, by its label, a pod whose network
+//! it then reads through `pid`. It measures the folder `root`, less `/merged`, plus `/diff`: without
+//! that there would be no statistics at all. A pod's is empty.
+
+use std::sync::PoisonError;
 
 use http::{Method, Response, StatusCode, header};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::node::Node;
+use crate::record::{ContainerRecord, ContainerState, PodRecord};
+
+/// What stands for a container where a pod is meant.
+const POD: &str = "POD";
 
 /// Answers one request.
 pub(crate) fn answer(node: &Node, method: &Method, path: &str) -> Response<String> {
@@ -38,17 +48,41 @@ pub(crate) fn answer(node: &Node, method: &Method, path: &str) -> Response<Strin
 }
 
 fn container(node: &Node, id: &str) -> Response<String> {
-    let Ok(container) = node.container(id) else {
-        let text = format!("can't find the container with id {id}\n");
-        return reply(StatusCode::NOT_FOUND, "text/plain", text);
-    };
-    let r = container.record.get();
-    let pod = node.pod(&r.pod).map(|p| p.record.get());
-    let ips = pod.as_ref().map(|p| p.ips.clone()).unwrap_or_default();
+    let container = node.container(id).map(|c| c.record.get());
+    match container {
+        Ok(r) if !r.infra => json(&of_container(node, &r)),
+        // The cgroup of this name stands for the pod.
+        _ => match node.pods.read().unwrap_or_else(PoisonError::into_inner).get(id) {
+            Some(pod) => json(&of_pod(node, &pod.record.get())),
+            None => {
+                let text = format!("can't find the container with id {id}\n");
+                reply(StatusCode::NOT_FOUND, "text/plain", text)
+            }
+        },
+    }
+}
+
+/// As CRI-O and dockershim named them.
+fn name(container: &str, pod: Option<&PodRecord>, attempt: u32) -> String {
+    let meta = pod.and_then(|p| p.config.0.metadata.clone()).unwrap_or_default();
+    format!("k8s_{container}_{}_{}_{}_{attempt}", meta.name, meta.namespace, meta.uid)
+}
+
+/// The pid, as long as it is that of the container's first process.
+fn live(r: &ContainerRecord) -> i32 {
+    match r.state {
+        ContainerState::Created | ContainerState::Running => r.pid,
+        _ => 0,
+    }
+}
+
+fn of_container(node: &Node, r: &ContainerRecord) -> Value {
+    let pod = node.pod(&r.pod).ok().map(|p| p.record.get());
     let config = &r.config.0;
-    json(&json!({
-        "name": config.metadata.as_ref().map(|m| m.name.clone()),
-        "pid": r.pid,
+    let meta = config.metadata.clone().unwrap_or_default();
+    json!({
+        "name": name(&meta.name, pod.as_deref(), meta.attempt),
+        "pid": live(r),
         "image": config.image.as_ref().map(|i| i.image.clone()),
         "image_ref": r.image_ref,
         "created_time": r.created_at,
@@ -58,9 +92,34 @@ fn container(node: &Node, id: &str) -> Response<String> {
         "log_path": r.log_path,
         "root": node.paths.rootfs(&r.id).join("merged"),
         "sandbox": r.pod,
-        "ip_addresses": ips,
-        "host_network": pod.is_ok_and(|p| crate::spec::host_network(&p)),
-    }))
+        "ip_addresses": pod.as_ref().map(|p| p.ips.clone()).unwrap_or_default(),
+        "host_network": pod.is_some_and(|p| crate::spec::host_network(&p)),
+    })
+}
+
+/// A pod, as if it had a process of its own: cAdvisor tells its network by the label, and reads the
+/// counters through any process in it.
+fn of_pod(node: &Node, r: &PodRecord) -> Value {
+    let attempt = r.config.0.metadata.as_ref().map_or(0, |m| m.attempt);
+    let mut labels = r.config.0.labels.clone();
+    labels.insert("io.kubernetes.container.name".to_owned(), POD.to_owned());
+    let containers = node.containers_of(&r.id);
+    let pid = containers.iter().map(|c| live(&c.record.get())).find(|pid| *pid > 0);
+    json!({
+        "name": name(POD, Some(r), attempt),
+        "pid": pid.unwrap_or(r.infra_pid),
+        "image": node.config.pause_image,
+        "image_ref": "",
+        "created_time": r.created_at,
+        "labels": labels,
+        "annotations": r.config.0.annotations,
+        "crio_annotations": {},
+        "log_path": "",
+        "root": node.paths.empty(),
+        "sandbox": r.id,
+        "ip_addresses": r.ips,
+        "host_network": crate::spec::host_network(r),
+    })
 }
 
 fn json(value: &serde_json::Value) -> Response<String> {

@@ -41,6 +41,7 @@ impl Node {
                 self.infra_ended(&pod);
             }
         }
+        self.tell(&container);
         container.ended.send_replace(true);
         // The result is made durable in the background.
         let saved = blocking(move || {
@@ -86,6 +87,7 @@ impl Node {
         {
             self.infra_ended(&pod);
         }
+        self.tell(container);
         container.ended.send_replace(true);
     }
 
@@ -100,6 +102,7 @@ impl Node {
         if let Err(e) = lost {
             warn!("{}", e.chain());
         }
+        self.tell_pod(pod);
     }
 
     /// Starts a created container.
@@ -133,6 +136,7 @@ impl Node {
                         r.state = ContainerState::Running;
                     }
                 })?;
+                self.tell(container);
                 Ok(())
             }
             Err(e) => {
@@ -211,6 +215,7 @@ impl Node {
         let own = Arc::clone(container);
         blocking(move || node.clear_away(&own)).await?;
         self.forget_container(&container.id);
+        self.tell(container);
         info!(container = container.id, "container removed");
         Ok(())
     }

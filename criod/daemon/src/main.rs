@@ -23,7 +23,9 @@
 //! | `files`      | what a pod's containers find in /etc and /dev/shm                          |
 //! | `volumes`    | images mounted into containers of others, volumes that images declare      |
 //! | `network`    | CNI and host ports                                                         |
-//! | `stats`      | what containers use                                                        |
+//! | `stats`      | what containers and pods use                                               |
+//! | `metrics`    | the same for dashboards                                                    |
+//! | `events`     | what happens to containers and pods, told to who listens                   |
 //! | `record`     | what is on disk of pods and containers                                     |
 //! | `recover`    | what a start finds, and what is taken up again                             |
 //! | `monitor`    | calls to a container's monitor, and its replacement                        |
@@ -36,6 +38,7 @@ mod containers;
 mod cri;
 mod daemon;
 mod error;
+mod events;
 mod exec;
 mod features;
 mod files;
@@ -43,6 +46,7 @@ mod infra;
 mod inspect;
 mod keeper;
 mod life;
+mod metrics;
 mod monitor;
 mod network;
 mod node;

@@ -59,6 +59,7 @@ pub(crate) struct Pod {
     pub(crate) id: String,
     pub(crate) record: Kept<PodRecord>,
     pub(crate) op: tokio::sync::Mutex<()>,
+    pub(crate) told: crate::events::Told,
 }
 
 /// A container.
@@ -70,6 +71,8 @@ pub(crate) struct Container {
     pub(crate) monitor: Monitor,
     /// True once the container has ended and its record says so.
     pub(crate) ended: watch::Sender<bool>,
+    pub(crate) told: crate::events::Told,
+    pub(crate) layer: crate::stats::Layer,
 }
 
 /// How surely a changed record must be on disk before the change holds.
@@ -233,6 +236,11 @@ impl Paths {
         self.containers().join(id)
     }
 
+    /// A folder with an empty `diff`: the writable layer of what has none.
+    pub(crate) fn empty(&self) -> PathBuf {
+        self.root.join("empty")
+    }
+
     /// A pod's files that are bound into its containers.
     pub(crate) fn pod_run(&self, id: &str) -> PathBuf {
         self.run.join("pods").join(id)
@@ -274,8 +282,9 @@ pub(crate) struct Node {
     pub(crate) changes: Arc<Ops<()>>,
     /// The time that was given last; times of creation grow strictly.
     pub(crate) last_time: AtomicI64,
-    pub(crate) cpu: crate::stats::CpuRates,
     pub(crate) cdi: cdi::Registry,
+    pub(crate) stats: crate::stats::Statistics,
+    pub(crate) events: crate::events::Events,
     pub(crate) streams: crate::streaming::Streams,
     pub(crate) runtimes: crate::features::Runtimes,
     pub(crate) confine: crate::confine::Confine,
@@ -322,6 +331,10 @@ impl Node {
         by_id("container", &self.containers, id)
     }
 
+    pub(crate) fn has_container(&self, id: &str) -> bool {
+        self.containers.read().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+    }
+
     pub(crate) fn all_pods(&self) -> Vec<Arc<Pod>> {
         self.pods.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -339,6 +352,7 @@ impl Node {
             id: record.id.clone(),
             record: Kept::new(record.clone(), self.paths.pod(&record.id)),
             op: tokio::sync::Mutex::default(),
+            told: crate::events::Told::default(),
         });
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.insert(pod.id.clone(), Arc::clone(&pod));
@@ -359,6 +373,8 @@ impl Node {
             id: id.clone(),
             op: tokio::sync::Mutex::default(),
             ended: watch::Sender::new(ended),
+            told: crate::events::Told::default(),
+            layer: crate::stats::Layer::default(),
         });
         let mut all = self.containers.write().unwrap_or_else(PoisonError::into_inner);
         all.insert(id, Arc::clone(&container));
@@ -372,7 +388,6 @@ impl Node {
     pub(crate) fn forget_container(&self, id: &str) {
         self.containers.write().unwrap_or_else(PoisonError::into_inner).remove(id);
         self.store.release(id);
-        self.cpu.forget(id);
     }
 
     /// Now, but later than every time that was given before.

@@ -129,6 +129,7 @@ impl Node {
                     self.undo_pod(&pod).await;
                     return Err(e);
                 }
+                self.tell_pod(&pod);
                 info!(pod = pod.id, name = key, "pod sandbox ready");
                 Ok(pod.id.clone())
             }
@@ -266,6 +267,7 @@ impl Node {
         self.quiesce(pod).await?;
         if pod.record.get().state == PodState::Ready {
             pod.record.update(Save::Soon, |r| r.state = PodState::NotReady)?;
+            self.tell_pod(pod);
             info!(pod = pod.id, "pod sandbox stopped");
         }
         self.disconnect(pod).await
@@ -371,6 +373,7 @@ impl Node {
         })
         .await?;
         self.forget_pod(&pod.id);
+        self.tell_pod_gone(pod);
         info!(pod = pod.id, "pod sandbox removed");
         Ok(())
     }

@@ -92,6 +92,7 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
             node.infra_ended(&pod);
         }
     }
+    node.nothing_to_tell();
     info!(pods = node.all_pods().len(), containers = node.all_containers().len(), "records loaded");
     Ok(())
 }

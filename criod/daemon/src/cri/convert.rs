@@ -47,7 +47,7 @@ pub(super) fn pod(record: &PodRecord) -> PodSandbox {
     }
 }
 
-pub(super) fn pod_status(record: &PodRecord) -> PodSandboxStatus {
+pub(crate) fn pod_status(record: &PodRecord) -> PodSandboxStatus {
     let mut ips = record.ips.iter().map(ToString::to_string);
     let first = ips.next();
     // Absent while it is unknown: a ready pod with an empty address is made anew by the kubelet.

@@ -5,10 +5,14 @@ use std::sync::Arc;
 
 use api_cri::v1::runtime_service_server::RuntimeService;
 use api_cri::v1::*;
+use cgroup::StatsReader;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::convert;
+use super::lists::{in_parts, statuses_of};
 use crate::error::{Error, Result};
+use crate::metrics;
 use crate::node::{Node, blocking, on_disk};
 
 /// Answers the CRI's RuntimeService.
@@ -19,11 +23,6 @@ type Answer<T> = Result<Response<T>, Status>;
 
 fn answer<T>(value: T) -> Answer<T> {
     Ok(Response::new(value))
-}
-
-/// Ids of filters may be cut short.
-fn id_matches(id: &str, wanted: &str) -> bool {
-    wanted.is_empty() || id.starts_with(wanted)
 }
 
 impl Runtime {
@@ -60,20 +59,6 @@ impl Runtime {
                 }),
             })
             .collect()
-    }
-
-    fn list(&self, filter: Option<ContainerFilter>) -> Vec<Container> {
-        let filter = filter.unwrap_or_default();
-        let mut all: Vec<_> = self.0.all_containers().iter().map(|c| c.record.get()).collect();
-        all.retain(|r| {
-            convert::listed(r)
-                && id_matches(&r.id, &filter.id)
-                && id_matches(&r.pod, &filter.pod_sandbox_id)
-                && filter.state.as_ref().is_none_or(|s| s.state == convert::container_state(r))
-                && convert::selected(&r.config.0.labels, &filter.label_selector)
-        });
-        all.sort_by_key(|r| std::cmp::Reverse(r.created_at));
-        all.iter().map(|r| convert::container(r)).collect()
     }
 
     fn verbose(&self, id: &str, pid: i32, sandbox: &str) -> BTreeMap<String, String> {
@@ -171,9 +156,6 @@ impl RuntimeService for Runtime {
         if !convert::listed_pod(&record) {
             return Err(Error::not_found("pod sandbox", &request.pod_sandbox_id).into());
         }
-        let mut containers: Vec<_> =
-            self.0.containers_of(&pod.id).iter().map(|c| c.record.get()).collect();
-        containers.retain(|r| convert::listed(r));
         let info = match request.verbose {
             true => self.verbose(&pod.id, record.infra_pid, &pod.id),
             false => BTreeMap::new(),
@@ -181,7 +163,7 @@ impl RuntimeService for Runtime {
         answer(PodSandboxStatusResponse {
             status: Some(convert::pod_status(&record)),
             info,
-            containers_statuses: containers.iter().map(|r| convert::container_status(r)).collect(),
+            containers_statuses: statuses_of(&self.0, &pod.id),
             timestamp: sys::clock::realtime(),
         })
     }
@@ -190,16 +172,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<ListPodSandboxRequest>,
     ) -> Answer<ListPodSandboxResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let mut all: Vec<_> = self.0.all_pods().iter().map(|p| p.record.get()).collect();
-        all.retain(|r| {
-            convert::listed_pod(r)
-                && id_matches(&r.id, &filter.id)
-                && filter.state.as_ref().is_none_or(|s| s.state == convert::pod_state(r))
-                && convert::selected(&r.config.0.labels, &filter.label_selector)
-        });
-        all.sort_by_key(|r| std::cmp::Reverse(r.created_at));
-        answer(ListPodSandboxResponse { items: all.iter().map(|r| convert::pod(r)).collect() })
+        answer(ListPodSandboxResponse { items: self.list_pods(request.into_inner().filter) })
     }
 
     async fn create_container(
@@ -311,30 +284,97 @@ impl RuntimeService for Runtime {
             return Err(Error::not_found("container", &id).into());
         }
         let node = Arc::clone(&self.0);
-        let stats = blocking(move || node.stats_of(&container)).await?;
-        answer(ContainerStatsResponse { stats: Some(stats) })
+        let read = move || node.container_stats(&mut StatsReader::default(), &container);
+        answer(ContainerStatsResponse { stats: Some(blocking(read).await?) })
     }
 
     async fn list_container_stats(
         &self,
         request: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let mut all = self.0.all_containers();
-        all.retain(|c| {
-            let r = c.record.get();
-            convert::listed(&r)
-                && r.state == crate::record::ContainerState::Running
-                && id_matches(&r.id, &filter.id)
-                && id_matches(&r.pod, &filter.pod_sandbox_id)
-                && convert::selected(&r.config.0.labels, &filter.label_selector)
-        });
-        let node = Arc::clone(&self.0);
-        let stats = blocking(move || {
-            // One that ends meanwhile is left out, not an error for all.
-            Ok(all.iter().filter_map(|c| node.stats_of(c).ok()).collect())
-        })
-        .await?;
+        let stats = self.list_stats(request.into_inner().filter).await?;
         answer(ListContainerStatsResponse { stats })
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<PodSandboxStatsRequest>,
+    ) -> Answer<PodSandboxStatsResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        let pod = self.0.pod(&id)?;
+        if !convert::listed_pod(&pod.record.get()) {
+            return Err(Error::not_found("pod sandbox", &id).into());
+        }
+        answer(PodSandboxStatsResponse { stats: Some(self.0.pod_stats(pod).await?) })
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<ListPodSandboxStatsRequest>,
+    ) -> Answer<ListPodSandboxStatsResponse> {
+        let stats = self.list_pod_stats(request.into_inner().filter).await?;
+        answer(ListPodSandboxStatsResponse { stats })
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<ListMetricDescriptorsRequest>,
+    ) -> Answer<ListMetricDescriptorsResponse> {
+        let descriptors = metrics::descriptors(&self.0.config.included_pod_metrics);
+        answer(ListMetricDescriptorsResponse { descriptors })
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<ListPodSandboxMetricsRequest>,
+    ) -> Answer<ListPodSandboxMetricsResponse> {
+        answer(ListPodSandboxMetricsResponse { pod_metrics: self.list_metrics().await? })
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<GetEventsRequest>,
+    ) -> Answer<BoxStream<ContainerEventResponse>> {
+        answer(self.0.events.subscribe())
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<StreamPodSandboxesRequest>,
+    ) -> Answer<BoxStream<StreamPodSandboxesResponse>> {
+        let all = self.list_pods(request.into_inner().filter);
+        in_parts(all, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes })
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<StreamContainersRequest>,
+    ) -> Answer<BoxStream<StreamContainersResponse>> {
+        let all = self.list(request.into_inner().filter);
+        in_parts(all, |containers| StreamContainersResponse { containers })
+    }
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<StreamContainerStatsRequest>,
+    ) -> Answer<BoxStream<StreamContainerStatsResponse>> {
+        let all = self.list_stats(request.into_inner().filter).await?;
+        in_parts(all, |container_stats| StreamContainerStatsResponse { container_stats })
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<StreamPodSandboxStatsRequest>,
+    ) -> Answer<BoxStream<StreamPodSandboxStatsResponse>> {
+        let all = self.list_pod_stats(request.into_inner().filter).await?;
+        in_parts(all, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats })
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<StreamPodSandboxMetricsRequest>,
+    ) -> Answer<BoxStream<StreamPodSandboxMetricsResponse>> {
+        let all = self.list_metrics().await?;
+        in_parts(all, |pod_sandbox_metrics| StreamPodSandboxMetricsResponse { pod_sandbox_metrics })
     }
 }
