@@ -189,4 +189,3 @@ func whole[M any](stream interface{ Recv() (*M, error) }, err error, ids func(*M
 	}
 	return nil, err
 }
-
