@@ -248,6 +248,7 @@ impl Node {
             confine: &self.confine,
             labels: &labels,
             hierarchy: &self.hierarchy,
+            able: self.able(),
             cgroup: &record.cgroup,
             target_pid,
             dir: container.record.dir(),

@@ -68,6 +68,7 @@ pub(crate) struct Request<'a> {
     /// Empty ones without SELinux.
     pub(crate) labels: &'a Labels,
     pub(crate) hierarchy: &'a cgroup::Hierarchy,
+    pub(crate) able: resources::Able,
     pub(crate) cgroup: &'a str,
     /// Pid of the process whose pid namespace a TARGET container joins.
     pub(crate) target_pid: Option<i32>,
@@ -128,7 +129,7 @@ impl Request<'_> {
 
     fn resources(&self) -> Result<oci::Resources> {
         let asked = resources::asked(self.config);
-        let able = resources::Able::of(self.hierarchy);
+        let able = self.able;
         resources::check("", &asked, able)?;
         resources::check_least(asked.memory_limit_in_bytes, self.handler.min_memory())?;
         Ok(oci::Resources {

@@ -25,6 +25,7 @@ use registry::image::ContainerDefaults;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::resources::Able;
 use super::{Labels, Request};
 use crate::confine::Confine;
 use crate::features::Features;
@@ -146,6 +147,7 @@ impl Place {
             },
             hierarchy: &cgroup::Hierarchy::parse(mounts, own).unwrap(),
             cgroup: &format!("/kubepods/pod1/crio-{ID}"),
+            able: Able { v2: case.v2, swap: true, hugetlb: true },
             confine: &Confine::without_modules(&self.path("")),
             labels: &Labels::default(),
             target_pid: case.target,
