@@ -83,7 +83,8 @@ impl Request<'_> {
                 NamespaceMode::Node if of_pod == NamespaceMode::Node as i32 => {}
                 other => {
                     let name = other.as_str_name();
-                    let text = format!("namespace_options.{field}: {name} is not the pod sandbox's");
+                    let text =
+                        format!("namespace_options.{field}: {name} is not the pod sandbox's");
                     return Err(Error::invalid(text));
                 }
             }
