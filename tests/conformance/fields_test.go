@@ -208,6 +208,7 @@ func offences() map[string]map[[2]string]offence {
 		{"hostname", "a b"}:                  inPod(func(p *P) { p.Hostname = "a b" }),
 		{"hostname", "longer"}:               inPod(func(p *P) { p.Hostname = strings.Repeat("a", 65) }),
 		{"log_directory", ""}:                inPod(func(p *P) { p.LogDirectory = "logs" }),
+		{"dns_config", ""}:                   inPod(func(p *P) { p.DnsConfig.Options = slices.Repeat([]string{strings.Repeat("x", 1000)}, 2000) }),
 		{"dns_config.servers", ""}:           inPod(func(p *P) { p.DnsConfig.Servers = []string{"1\n2"} }),
 		{"dns_config.searches", ""}:          inPod(func(p *P) { p.DnsConfig.Searches = []string{"1\n2"} }),
 		{"dns_config.options", ""}:           inPod(func(p *P) { p.DnsConfig.Options = []string{"1\n2"} }),
