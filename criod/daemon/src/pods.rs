@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api_cri::v1::{NamespaceMode, PodSandboxConfig, RunPodSandboxRequest};
+use api_cri::v1::{NamespaceMode, PodSandboxConfig, Protocol, RunPodSandboxRequest};
 use namespace::{Kind as NsKind, Pinned};
 use tracing::{debug, info, warn};
 
@@ -38,6 +38,10 @@ fn check(config: &PodSandboxConfig) -> Result<()> {
             if !(0..=65535).contains(&value) {
                 return Err(Error::invalid(format!("port_mappings: {field} {value} is no port")));
             }
+        }
+        if Protocol::try_from(port.protocol).is_err() {
+            let text = format!("port_mappings: protocol {} is unknown", port.protocol);
+            return Err(Error::invalid(text));
         }
         if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
             let text = format!("port_mappings: host_ip {:?} is no address", port.host_ip);
@@ -73,6 +77,9 @@ fn check(config: &PodSandboxConfig) -> Result<()> {
         if !allowed.contains(&spec::mode(mode)?) {
             return Err(Error::invalid(format!("namespace_options.{name}: not for a pod sandbox")));
         }
+    }
+    if !options.target_id.is_empty() {
+        return Err(Error::invalid("namespace_options.target_id: not for a pod sandbox"));
     }
     Ok(())
 }

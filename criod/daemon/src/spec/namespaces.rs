@@ -74,6 +74,24 @@ impl Request<'_> {
                 self.pod.id
             ))),
         };
+        // POD is the pod's, whatever that has.
+        for (field, asked, of_pod) in
+            [("network", asked.network, modes.network), ("ipc", asked.ipc, modes.ipc)]
+        {
+            match mode(asked)? {
+                NamespaceMode::Pod => {}
+                NamespaceMode::Node if of_pod == NamespaceMode::Node as i32 => {}
+                other => {
+                    let name = other.as_str_name();
+                    let text =
+                        format!("namespace_options.{field}: {name} is not the pod sandbox's");
+                    return Err(Error::invalid(text));
+                }
+            }
+        }
+        if !asked.target_id.is_empty() && asked.pid != NamespaceMode::Target as i32 {
+            return Err(Error::invalid("namespace_options.target_id: only with the pid TARGET"));
+        }
         let host_network = host_network(self.pod);
         let pid = match mode(asked.pid)? {
             NamespaceMode::Container => Ns::New,

@@ -37,9 +37,10 @@ const SWAP_FILE: &str = "memory.swap.max";
 /// What a node can limit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Able {
-    v2: bool,
-    swap: bool,
-    hugetlb: bool,
+    /// Version 2, with files for `unified`.
+    pub(crate) v2: bool,
+    pub(crate) swap: bool,
+    pub(crate) hugetlb: bool,
 }
 
 impl Able {

@@ -351,6 +351,13 @@ pub(super) fn all(place: &Place) -> Vec<Case> {
                 },
             ];
         }),
+        // A sidecar differs from others in when it is started, and its image may say how it is stopped.
+        case("sidecar", &|c| {
+            c.container.metadata.as_mut().unwrap().name = "proxy".into();
+            c.container.stop_signal = Signal::Sigquit as i32;
+            let resources = resources(&mut c.container);
+            (resources.cpu_shares, resources.oom_score_adj) = (102, 968);
+        }),
         case("cdi", &|c| {
             c.container.cdi_devices = vec![CdiDevice { name: "vendor.com/card=card0".into() }];
         }),
