@@ -144,15 +144,15 @@ func TestUserNamespaceUsersWithinIt(t *testing.T) {
 	p := runPod(t, ctx, ownUsers(1<<17, 1<<18))
 	dir := t.TempDir()
 	ok(t, os.Chmod(dir, 0o777), "chmod")
-	k := p.run("touch /mnt/data/f /tmp/f; stat -c %u:%g /mnt/data/f /tmp/f; "+idle, func(c *cri.ContainerConfig) {
+	k := p.run("echo by name >/dev/stdout; touch /mnt/data/f /tmp/f; stat -c %u:%g /mnt/data/f /tmp/f; "+idle, func(c *cri.ContainerConfig) {
 		c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 1000}
 		c.Linux.SecurityContext.RunAsGroup = &cri.Int64Value{Value: 2000}
 		c.Linux.SecurityContext.SupplementalGroups = []int64{3000}
 		c.WorkingDir = "/made/for/it"
 		c.Mounts = []*cri.Mount{p.idMapped(dir, "/mnt/data")}
 	})
-	eventually(t, "the files", func() bool { return strings.Count(k.output(), "\n") == 2 })
-	if got := k.output(); got != "1000:2000\n1000:2000\n" {
+	eventually(t, "the files", func() bool { return strings.Count(k.output(), "\n") == 3 })
+	if got := k.output(); got != "by name\n1000:2000\n1000:2000\n" {
 		t.Errorf("owners %q", got)
 	}
 	if got := k.exec("id -u; id -g; id -G; pwd; stat -c %u:%g /made/for/it"); got != "1000\n2000\n2000 3000\n/made/for/it\n0:0\n" {

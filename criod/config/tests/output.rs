@@ -98,6 +98,9 @@ fn every_key_survives_the_round_trip() {
         if key == "stream_enable_tls" {
             continue; // It needs two other keys; below.
         }
+        if key == "uid_mappings" || key == "gid_mappings" {
+            continue; // Anything but the default is refused.
+        }
         let found = candidates.iter().find(|value| {
             let text = format!("[{of}]\n{key} = {value}\n");
             let Ok(loaded) = from_text(&machine, Path::new("x"), &text) else { return false };
