@@ -22,13 +22,10 @@ func ownCgroup(t *testing.T) func(*cri.PodSandboxConfig) {
 		name := "/" + unique("conformance-pod")
 		cfg.Linux.CgroupParent = name
 		t.Cleanup(func() {
-			for _, pattern := range []string{"/sys/fs/cgroup" + name, "/sys/fs/cgroup/*" + name} {
-				found, _ := filepath.Glob(pattern)
-				for _, dir := range found {
-					// Groups of containers are gone: anything in it is a mistake.
-					if err := os.Remove(dir); err != nil {
-						t.Errorf("the pod's cgroup: %v", err)
-					}
+			for _, dir := range groups(strings.TrimPrefix(name, "/")) {
+				// Groups of containers are gone: anything in it is a mistake.
+				if err := os.Remove(dir); err != nil {
+					t.Errorf("the pod's cgroup: %v", err)
 				}
 			}
 		})
@@ -295,10 +292,8 @@ func TestInspectForCAdvisor(t *testing.T) {
 			t.Errorf("%s: no cgroup %s", name, group)
 		}
 		ok(t, runtime.StopPodSandbox(ctx, p.id), "StopPodSandbox")
-		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-			if left, _ := filepath.Glob(mount + group); len(left) > 0 {
-				t.Errorf("%s: left behind: %v", name, left)
-			}
+		if left := groups(strings.TrimPrefix(group, "/")); len(left) > 0 {
+			t.Errorf("%s: left behind: %v", name, left)
 		}
 	}
 	if code, _ := inspect(t, ctx, "/containers/"+noSuchID); code != http.StatusNotFound {

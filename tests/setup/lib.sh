@@ -163,7 +163,7 @@ node_mounts() {
 
 # cgroups that a criod can have made, whoever's it is.
 node_cgroups() {
-    find /sys/fs/cgroup -type d \( -name 'criod*' -o -name 'crio-*' -o -name 'kubepods*' \) 2>/dev/null | sort
+    find /sys/fs/cgroup -type d \( -name 'criod*' -o -name 'crio-*' -o -name 'kubepods*' -o -path '*/crio/pod*' \) 2>/dev/null | sort
 }
 
 node_end() {
