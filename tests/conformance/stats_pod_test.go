@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -22,17 +23,29 @@ func ownCgroup(t *testing.T) func(*cri.PodSandboxConfig) {
 		name := "/" + unique("conformance-pod")
 		cfg.Linux.CgroupParent = name
 		t.Cleanup(func() {
-			for _, pattern := range []string{"/sys/fs/cgroup" + name, "/sys/fs/cgroup/*" + name} {
-				found, _ := filepath.Glob(pattern)
-				for _, dir := range found {
-					// Groups of containers are gone: anything in it is a mistake.
-					if err := os.Remove(dir); err != nil {
-						t.Errorf("the pod's cgroup: %v", err)
-					}
+			for _, dir := range cgroups(name) {
+				// Groups of containers are gone: anything in it is a mistake.
+				if err := os.Remove(dir); err != nil {
+					t.Errorf("the pod's cgroup: %v", err)
 				}
 			}
 		})
 	}
+}
+
+// cgroups are the folders of a cgroup, one for each hierarchy.
+func cgroups(name string) (found []string) {
+	for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		files, _ := filepath.Glob(filepath.Join(mount, name, "cgroup.procs"))
+		for _, file := range files {
+			// Where the specs hide a hierarchy from crun, it makes folders that are none.
+			var fs unix.Statfs_t
+			if unix.Statfs(file, &fs) == nil && (fs.Type == unix.CGROUP_SUPER_MAGIC || fs.Type == unix.CGROUP2_SUPER_MAGIC) {
+				found = append(found, filepath.Dir(file))
+			}
+		}
+	}
+	return found
 }
 
 func podStats(t *testing.T, p *pod) *cri.PodSandboxStats {
@@ -291,14 +304,12 @@ func TestInspectForCAdvisor(t *testing.T) {
 			t.Errorf("%s: pid %v has not the pod's network: %s", name, pid, dev)
 		}
 		group := filepath.Join(p.cfg.Linux.CgroupParent, "crio-"+p.id)
-		if !exists(filepath.Join("/sys/fs/cgroup", group)) && !exists(filepath.Join("/sys/fs/cgroup/memory", group)) {
+		if len(cgroups(group)) == 0 {
 			t.Errorf("%s: no cgroup %s", name, group)
 		}
 		ok(t, runtime.StopPodSandbox(ctx, p.id), "StopPodSandbox")
-		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-			if left, _ := filepath.Glob(mount + group); len(left) > 0 {
-				t.Errorf("%s: left behind: %v", name, left)
-			}
+		if left := cgroups(group); len(left) > 0 {
+			t.Errorf("%s: left behind: %v", name, left)
 		}
 	}
 	if code, _ := inspect(t, ctx, "/containers/"+noSuchID); code != http.StatusNotFound {
