@@ -37,10 +37,9 @@ const SWAP_FILE: &str = "memory.swap.max";
 /// What a node can limit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Able {
-    /// Version 2, with files for `unified`.
-    pub(crate) v2: bool,
-    pub(crate) swap: bool,
-    pub(crate) hugetlb: bool,
+    v2: bool,
+    swap: bool,
+    hugetlb: bool,
 }
 
 impl Able {
