@@ -84,6 +84,8 @@ impl Node {
     pub(crate) fn make_pod_cgroups(&self, pod: &Pod, own_process: bool) -> Result<()> {
         let record = pod.record.get();
         let name = parent(&record);
+        // Until something of this pod is in it, its parent looks unused.
+        let _parents = lock(&PARENTS);
         if !name.is_empty() {
             self.make_parent(pod, &record, &self.cgroup(&name)?)?;
         }
@@ -94,8 +96,8 @@ impl Node {
         group.create().map_err(|source| failed(&group, source))
     }
 
+    /// The caller holds [`PARENTS`].
     fn make_parent(&self, pod: &Pod, record: &PodRecord, group: &Cgroup) -> Result<()> {
-        let _parents = lock(&PARENTS);
         // What has been made for other pods, which may be gone before this one.
         let others = self.all_pods().into_iter().map(|p| p.record.get());
         let others: Vec<_> =
