@@ -118,6 +118,10 @@ impl Monitor {
             Job::Update => self.dir.join("update.log"),
             _ => self.runtime_log(),
         };
+        let stdio = match job {
+            Job::Create | Job::Exec(_) => stdio.for_container()?,
+            _ => stdio,
+        };
         let pid = runtime::spawn(&self.config, &log, verb, stdio)?;
         self.add_job(pid, job);
         Ok(())

@@ -16,12 +16,27 @@ use api_monitor::monitor::Config;
 /// How much of a runtime's log is read.
 const LOG_MAX: u64 = 16 << 10;
 
-/// The standard streams of a runtime call; `None` is /dev/null.
+/// The standard streams of a runtime call; `None` is the node's /dev/null.
 #[derive(Default)]
 pub(crate) struct Stdio3 {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
+}
+
+impl Stdio3 {
+    /// Those that a process of the container gets: crun gives them to its user, and whoever owns a
+    /// file may change its mode. What is not wanted is a null device of this process's own.
+    pub(crate) fn for_container(self) -> io::Result<Stdio3> {
+        let Stdio3 { stdin, stdout, stderr } = self;
+        if stdin.is_some() && stdout.is_some() && stderr.is_some() {
+            return Ok(Stdio3 { stdin, stdout, stderr });
+        }
+        let null = sys::null::private()
+            .map_err(|e| io::Error::new(e.kind(), format!("a null device: {e}")))?;
+        let end = |fd: Option<OwnedFd>| fd.map_or_else(|| null.try_clone(), Ok).map(Some);
+        Ok(Stdio3 { stdin: end(stdin)?, stdout: end(stdout)?, stderr: end(stderr)? })
+    }
 }
 
 /// Starts `runtime verb args… id` and returns its pid. It logs into `log`.

@@ -8,6 +8,7 @@
 //! | [`pidfd`]     | open, signal, and the exit status that outlives the process           |
 //! | [`seqpacket`] | message sockets that carry descriptors                                |
 //! | [`clock`]     | boot time, wall time, boot id                                         |
+//! | [`null`]      | null devices of one's own                                             |
 //! | [`pipe`]      | how many bytes a pipe holds; pipes that a container may reopen        |
 //! | [`file`]      | exchanging two files                                                  |
 //! | [`mount`]     | mounts that show other owners                                         |
@@ -21,6 +22,7 @@ pub mod caps;
 pub mod clock;
 pub mod file;
 pub mod mount;
+pub mod null;
 pub mod pidfd;
 pub mod pipe;
 pub mod proc;

@@ -9,6 +9,7 @@
 //! | `runtimes` | runtimes that hang, fail or are another                           |
 //! | `sessions` | commands whose streams others carry                               |
 //! | `attach`   | clients attached to the container's own streams                   |
+//! | `null`     | streams that nobody wants, and the node's /dev/null               |
 //! | `hostile`  | garbage and crowds on the sockets                                 |
 //! | `update`   | what the container may use, changed by the runtime                |
 //! | `limits`   | what some use up, or hold for ever, leaves others theirs          |
@@ -24,6 +25,8 @@ mod exec;
 mod hostile;
 #[path = "monitor/limits.rs"]
 mod limits;
+#[path = "monitor/null.rs"]
+mod null;
 #[path = "monitor/output.rs"]
 mod output;
 #[path = "monitor/runtimes.rs"]

@@ -25,7 +25,7 @@ pub(super) fn connect(c: &Container<'_>) -> Conn {
 }
 
 /// A file in memory, as criod hands the process over.
-fn memfd(bytes: &[u8]) -> OwnedFd {
+pub(super) fn memfd(bytes: &[u8]) -> OwnedFd {
     let fd = nix::sys::memfd::memfd_create("process", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
     let mut file = File::from(fd.unwrap());
     file.write_all(bytes).unwrap();
