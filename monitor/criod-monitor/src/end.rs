@@ -36,6 +36,10 @@ const KILL_LAST: Duration = Duration::from_secs(5);
 /// How often, and how far apart, what is left in the cgroup after `runtime delete` is killed.
 const LEFTOVER_ROUNDS: u32 = 50;
 const LEFTOVER_PAUSE: Duration = Duration::from_millis(5);
+/// How long a container that was started just now may take to heed a signal, and how often it is
+/// looked whether it does.
+const YOUNG: Duration = Duration::from_secs(5);
+const HEED_PAUSE: Duration = Duration::from_millis(20);
 /// The exit code of a container that could not be started, as other runtimes have it.
 pub(crate) const START_FAILED: i32 = 128;
 /// What is said of a log that could not be written in time, until it has been.
@@ -87,14 +91,38 @@ impl Monitor {
         Ok(())
     }
 
-    /// Sends the signal that asks init to end, and notes that it is out.
+    /// Sends the signal that asks init to end, and notes that it is out; or does so later, where it
+    /// would be lost.
     pub(crate) fn send_stop_signal(&mut self) {
         let Some(signal) = self.state.now.stopping.as_ref().map(|s| s.signal) else { return };
+        if self.state.now.exit.is_some() {
+            return;
+        }
+        if self.would_be_lost(signal) {
+            self.timers.heed = Some(sys::clock::deadline(HEED_PAUSE));
+            return;
+        }
         self.signal(signal);
         if let Some(stopping) = self.state.now.stopping.as_mut() {
             stopping.sent = true;
         }
         self.save();
+    }
+
+    /// The kernel drops a signal for the first process of a pid namespace that has no handler for
+    /// it, and one that was started just now may be about to have one.
+    fn would_be_lost(&self, signal: i32) -> bool {
+        let age = sys::clock::realtime().saturating_sub(self.state.now.started_at);
+        let young = u64::try_from(age).is_ok_and(|age| Duration::from_nanos(age) < YOUNG);
+        let pid = self.state.now.pid;
+        // What the runtime's own program in its place has handlers for says nothing.
+        let runtime =
+            || self.before_start.is_some() && sys::proc::program(pid) == self.before_start;
+        young
+            && !self.config.shared_pid
+            && self.config.direct_signal
+            && signal != Signal::SIGKILL as i32
+            && (runtime() || sys::proc::catches(pid, signal) == Some(false))
     }
 
     fn signal(&mut self, signal: i32) {
@@ -172,6 +200,7 @@ impl Monitor {
     /// Init is gone, and how it ended is written down.
     pub(crate) fn init_ended(&mut self) {
         self.timers.kill = None;
+        self.timers.heed = None;
         self.init = None;
         // There is nothing left whose limits could be changed.
         self.hurry(Job::Update, Duration::ZERO);

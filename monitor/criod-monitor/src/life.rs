@@ -84,6 +84,8 @@ pub(crate) struct Timers {
     pub(crate) accept: Option<i64>,
     pub(crate) tty: Option<i64>,
     pub(crate) kill: Option<i64>,
+    /// Another look whether init heeds the signal that is to end it.
+    pub(crate) heed: Option<i64>,
     /// Another look at how an init ended that is not our child.
     pub(crate) init: Option<i64>,
     /// Another look whether a predecessor's `runtime start` is over.
@@ -427,6 +429,7 @@ impl Monitor {
             return self.answer_all(waiters, Err(refusal));
         }
         self.set_phase(Phase::PHASE_STARTING);
+        self.before_start = sys::proc::program(self.state.now.pid);
         if let Err(e) = self.run_job(Job::Start, &["start"], Stdio3::default()) {
             self.start_failed(e.to_string());
         }

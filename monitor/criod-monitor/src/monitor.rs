@@ -66,6 +66,8 @@ pub(crate) struct Monitor {
     pub(crate) updates: Updates,
     pub(crate) waiters: Waiters,
     pub(crate) timers: Timers,
+    /// The program that init is until it becomes the container's.
+    pub(crate) before_start: Option<(u64, u64)>,
     /// Rounds left of killing what outlived `runtime delete`.
     pub(crate) leftovers: u32,
     /// Rounds left of asking how an init ended that is not our child.
@@ -129,6 +131,7 @@ impl Monitor {
             updates: Updates::default(),
             waiters: Waiters::default(),
             timers: Timers::default(),
+            before_start: None,
             leftovers: 0,
             init_rounds: 0,
             query_rounds: 0,
@@ -469,6 +472,9 @@ impl Monitor {
         if due(&mut self.timers.leftover) {
             self.kill_leftovers();
         }
+        if due(&mut self.timers.heed) {
+            self.send_stop_signal();
+        }
         if due(&mut self.timers.kill) {
             self.kill_now();
         }
@@ -493,7 +499,7 @@ impl Monitor {
         let t = &self.timers;
         let fixed = [
             t.keeper, t.spool, t.accept, t.tty, t.kill, t.drain, t.flush, t.init, t.query,
-            t.leftover,
+            t.leftover, t.heed,
         ];
         let jobs = self.jobs.iter().filter_map(|r| r.deadline);
         let sessions = self.sessions.next_deadline();

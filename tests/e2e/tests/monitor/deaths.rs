@@ -225,6 +225,18 @@ async fn a_stop_whose_signal_was_not_sent_is_made_up_for() {
     delete(&c).await;
 }
 
+/// The kernel drops signals for which the first process of a pid namespace has no handler yet.
+#[tokio::test]
+async fn a_stop_right_after_the_start_waits_for_the_handler() {
+    let keeper = Keeper::default();
+    let script = "sleep 0.5; trap 'exit 7' TERM; while :; do sleep 0.05; done";
+    let c = Container::new(&keeper, script, &Options::default());
+    start(&c).await;
+    stop(&c, 20_000).await;
+    assert_eq!(code(&wait(&c).await), (7, 0, false));
+    delete(&c).await;
+}
+
 #[tokio::test]
 async fn a_fork_bomb_in_a_shared_pid_namespace_goes_with_its_container() {
     let keeper = Keeper::default();
