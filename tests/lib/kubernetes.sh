@@ -114,7 +114,7 @@ YAML
     {
         echo '#!/usr/bin/env bash'
         declare -p NODE KUBE_TOOLS KUBE_ADDRESS
-        declare -f kube_kill kube_kubelet_start
+        declare -f kube_kill kube_kubelet_start node_dead
         # shellcheck disable=SC2016
         echo 'case ${1-} in
             start) shift; kube_kubelet_start "$@" ;;
@@ -155,8 +155,7 @@ kube_kill() {
     [[ $(readlink "/proc/$pid/exe") = "$KUBE_TOOLS/$1"* ]] || return
     kill "-$2" "$pid"
     for i in $(seq 600); do
-        # Whoever is its parent may be slow to bury it.
-        grep -qs '^State:.[^ZX]' "/proc/$pid/status" || return 0
+        node_dead "$pid" && return
         sleep 0.05
     done
     return 1

@@ -98,12 +98,17 @@ node_kill() {
     pid=$(cat "$NODE/criod.pid")
     grep -qaF "$NODE/" "/proc/$pid/cmdline" || return
     kill -9 "$pid"
-    for i in $(seq 200); do
-        # Whoever is its parent may be slow to bury it.
-        grep -qs '^State:.[^ZX]' "/proc/$pid/status" || return 0
+    for i in $(seq 1000); do
+        node_dead "$pid" && return
         sleep 0.01
     done
     return 1
+}
+
+# Whether a process is dead. Whoever is its parent may be slow to bury it; and while any of its threads
+# still closes what it had open, the first of them a zombie long since, its locks and ports are taken.
+node_dead() {
+    ! grep -qs '^State:.[^ZX]' "/proc/$1/task/"*/status
 }
 
 node_restart() {
@@ -112,7 +117,7 @@ node_restart() {
     {
         echo '#!/usr/bin/env bash'
         declare -p NODE CRIOD_BIN CRIOD_FLAGS
-        declare -f node_start node_kill
+        declare -f node_start node_kill node_dead
         # shellcheck disable=SC2016
         echo 'case ${1-} in
             kill) node_kill ;;
