@@ -11,6 +11,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, RwLock};
+use std::time::{Duration, Instant};
 
 use criod_config::{CgroupManager, Config, ShortNameMode};
 use nix::fcntl::{Flock, FlockArg};
@@ -142,18 +143,32 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
     Ok((Arc::new(node), streaming))
 }
 
+/// How long the lock on runroot may still be held by what a dead criod left.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Takes runroot for this criod and for this root: what lies in the one belongs to records in the
 /// other, and would be taken for left over by any other pair.
 fn own(paths: &Paths) -> Result<Flock<File>> {
     let path = paths.run.join("lock");
     let options = || OpenOptions::new().create(true).append(true).open(&path);
-    let file = options().map_err(Error::file("open", &path))?;
-    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
-        nix::errno::Errno::EWOULDBLOCK => {
-            Error::precondition(format!("another criod uses {}", paths.run.display()))
+    let mut file = options().map_err(Error::file("open", &path))?;
+    let began = Instant::now();
+    let lock = loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => break lock,
+            // A process that a criod forked right before it was killed has the lock until it
+            // executes its program.
+            Err((again, nix::errno::Errno::EWOULDBLOCK)) if began.elapsed() < LOCK_PATIENCE => {
+                file = again;
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                let text = format!("another criod uses {}", paths.run.display());
+                return Err(Error::precondition(text));
+            }
+            Err((_, e)) => return Err(Error::file("lock", &path)(e.into())),
         }
-        e => Error::file("lock", &path)(e.into()),
-    })?;
+    };
     let of_root = paths.root.join("id");
     let id = match std::fs::read_to_string(&of_root) {
         Ok(id) => id,
