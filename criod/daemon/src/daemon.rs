@@ -156,8 +156,8 @@ fn own(paths: &Paths) -> Result<Flock<File>> {
     let lock = loop {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => break lock,
-            // A process that a criod forked right before it was killed has the lock until it
-            // executes its program.
+            // A criod that was killed has the lock until the last of its threads has closed what
+            // it had open (fanotify's takes a while), and what it had just forked until that runs.
             Err((again, nix::errno::Errno::EWOULDBLOCK)) if began.elapsed() < LOCK_PATIENCE => {
                 file = again;
                 std::thread::sleep(Duration::from_millis(10));
