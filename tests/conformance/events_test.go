@@ -88,15 +88,22 @@ const (
 	exited   = cri.ContainerState_CONTAINER_EXITED
 )
 
+// Runs a pod, and takes the events of that.
+func (w *watcher) runPod(ctx context.Context, cfg *cri.PodSandboxConfig) *pod {
+	w.t.Helper()
+	id := must[string](w.t, "RunPodSandbox")(runtime.RunPodSandbox(ctx, cfg, handler()))
+	removePodAfter(w.t, id)
+	w.want(id, created, ready)
+	w.want(id, started, ready)
+	return &pod{t: w.t, ctx: ctx, id: id, cfg: cfg}
+}
+
 func TestContainerEvents(t *testing.T) {
 	ctx := spec(t)
 	cfg := podConfig(t)
 	w := watch(t, ctx, cfg.Metadata.Name)
-	id := must[string](t, "RunPodSandbox")(runtime.RunPodSandbox(ctx, cfg, handler()))
-	removePodAfter(t, id)
-	p := &pod{t: t, ctx: ctx, id: id, cfg: cfg}
-	w.want(id, created, ready)
-	w.want(id, started, ready)
+	p := w.runPod(ctx, cfg)
+	id := p.id
 	k := p.create(image(t, "busybox:1"), []string{"sh", "-c", idle})
 	w.want(k.id, created, ready, cri.ContainerState_CONTAINER_CREATED)
 	k.start()
@@ -132,11 +139,7 @@ func TestContainerEventsOfRemovals(t *testing.T) {
 	ctx := spec(t)
 	cfg := podConfig(t)
 	w := watch(t, ctx, cfg.Metadata.Name)
-	id := must[string](t, "RunPodSandbox")(runtime.RunPodSandbox(ctx, cfg, handler()))
-	removePodAfter(t, id)
-	p := &pod{t: t, ctx: ctx, id: id, cfg: cfg}
-	w.want(id, created, ready)
-	w.want(id, started, ready)
+	p := w.runPod(ctx, cfg)
 	k := p.create(image(t, "busybox:1"), []string{"true"})
 	ok(t, runtime.RemoveContainer(ctx, k.id), "RemoveContainer")
 	got := ""
@@ -194,11 +197,7 @@ func TestContainerEventsOfAClientThatStalls(t *testing.T) {
 	stalled := must[cri.RuntimeService_GetContainerEventsClient](t, "GetContainerEvents")(
 		rawRuntime.GetContainerEvents(ctx, &cri.GetEventsRequest{}))
 	must[any](t, "the stream's beginning")(stalled.Header())
-	id := must[string](t, "RunPodSandbox")(runtime.RunPodSandbox(ctx, cfg, handler()))
-	removePodAfter(t, id)
-	p := &pod{t: t, ctx: ctx, id: id, cfg: cfg}
-	w.want(id, created, ready)
-	w.want(id, started, ready)
+	p := w.runPod(ctx, cfg)
 	// More than the queue holds; the other client gets each of them.
 	image(t, "busybox:1")
 	for range 60 {

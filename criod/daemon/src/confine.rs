@@ -23,8 +23,8 @@ use security::selinux::{Context, Kind, Labels, Options, SeLinux, free_level};
 use serde::{Deserialize, Serialize};
 use tracing::{error, info, warn};
 
-use crate::error::{Error, Result};
-use crate::node::lock;
+use crate::error::{Error, Result, chain};
+use crate::node::{lock, random};
 use crate::spec::{Asked, Profile};
 
 /// The name under which CRI-O has a profile of its own, too.
@@ -87,7 +87,7 @@ impl Confine {
         let selinux = match config.selinux {
             false => None,
             true => SeLinux::detect(sys, Path::new("/etc"), Path::new("/usr"))
-                .map_err(|e| Error::precondition(format!("selinux: {}", told(&e))))?,
+                .map_err(|e| Error::precondition(format!("selinux: {}", chain(&e))))?,
         };
         if config.selinux && selinux.is_none() {
             warn!("selinux is set, but the kernel has no SELinux policy: pods get no labels");
@@ -153,15 +153,15 @@ impl Confine {
                 info!(profile = DEFAULT_PROFILE, "AppArmor profile loaded");
                 fs::write(&self.loaded, text).map_err(Error::file("write", &self.loaded))?;
             }
-            Err(e) if loaded => warn!("the profile that is loaded stays: {}", told(&e)),
-            Err(e) => return Err(Error::precondition(told(&e))),
+            Err(e) if loaded => warn!("the profile that is loaded stays: {}", chain(&e)),
+            Err(e) => return Err(Error::precondition(chain(&e))),
         }
         Ok(Some(DEFAULT_PROFILE.to_owned()))
     }
 
     fn apparmor_loaded(&self, name: &str) -> Result<bool> {
         let Some(apparmor) = &self.apparmor else { return Ok(false) };
-        apparmor.is_loaded(name).map_err(|e| Error::precondition(told(&e)))
+        apparmor.is_loaded(name).map_err(|e| Error::precondition(chain(&e)))
     }
 
     /// The AppArmor profile of a container.
@@ -247,8 +247,8 @@ impl Confine {
         if bytes.len() as u64 > MOST_SECCOMP {
             return Err(bad(format!("is larger than {MOST_SECCOMP} bytes")));
         }
-        let host = oci::Host::current().map_err(|e| Error::precondition(told(&e)))?;
-        oci::seccomp::check(&bytes, &host).map_err(|e| bad(told(&e)))?;
+        let host = oci::Host::current().map_err(|e| Error::precondition(chain(&e)))?;
+        oci::seccomp::check(&bytes, &host).map_err(|e| bad(chain(&e)))?;
         Ok(SeccompInput::Profile(bytes))
     }
 
@@ -260,7 +260,8 @@ impl Confine {
         taken: impl Fn(&str) -> bool,
     ) -> Result<Option<PodLabels>> {
         let Some(selinux) = &self.selinux else { return Ok(None) };
-        let level = free_level(random()?, taken).map_err(|e| Error::precondition(told(&e)))?;
+        let level = free_level(u64::from_ne_bytes(random()?), taken)
+            .map_err(|e| Error::precondition(chain(&e)))?;
         let context = sandbox(config);
         let kind = kind_of(handler, &[]);
         let labels = labels(selinux, kind, &options(&context), &level)?;
@@ -276,8 +277,8 @@ pub(crate) fn labels(
     level: &str,
 ) -> Result<Labels> {
     selinux.labels(kind, options, level).map_err(|e| match *options == Options::default() {
-        true => Error::precondition(format!("selinux: {}", told(&e))),
-        false => Error::invalid(format!("selinux_options: {}", told(&e))),
+        true => Error::precondition(format!("selinux: {}", chain(&e))),
+        false => Error::invalid(format!("selinux_options: {}", chain(&e))),
     })
 }
 
@@ -311,26 +312,6 @@ pub(crate) fn selinux_options(asked: Option<&api_cri::v1::SeLinuxOption>) -> Opt
         typ: &o.r#type,
         level: &o.level,
     })
-}
-
-fn random() -> Result<u64> {
-    let mut bytes = [0u8; 8];
-    fs::File::open("/dev/urandom")
-        .and_then(|mut f| f.read_exact(&mut bytes))
-        .map_err(Error::file("read", "/dev/urandom"))?;
-    Ok(u64::from_ne_bytes(bytes))
-}
-
-/// An error with all its sources, as text.
-pub(crate) fn told(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(e) = source {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        source = e.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 //! A message names the operation and the thing; what lies below is its source and is appended once,
 //! when the error leaves through [`Error::status`] or is logged.
 
-use std::error::Error as _;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -80,6 +79,21 @@ impl From<Kind> for Error {
     }
 }
 
+/// The message of an error with all its sources; what one says and its source again stands once.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(e) = source {
+        let said = e.to_string();
+        if !text.ends_with(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        source = e.source();
+    }
+    text
+}
+
 impl Error {
     pub(crate) fn not_found(what: &'static str, id: &str) -> Error {
         Kind::NotFound { what, id: id.to_owned() }.into()
@@ -149,17 +163,7 @@ impl Error {
 
     /// The message with all its sources.
     pub(crate) fn chain(&self) -> String {
-        let mut text = self.0.to_string();
-        let mut source = self.0.source();
-        while let Some(e) = source {
-            let said = e.to_string();
-            if !text.ends_with(&said) {
-                text.push_str(": ");
-                text.push_str(&said);
-            }
-            source = e.source();
-        }
-        text
+        chain(&*self.0)
     }
 
     fn code(&self) -> Code {

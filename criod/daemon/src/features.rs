@@ -51,6 +51,19 @@ pub(crate) struct Features {
     pub(crate) rdt_monitoring: bool,
 }
 
+#[cfg(test)]
+impl Features {
+    /// A runtime that can everything.
+    pub(crate) const ALL: Features = Features {
+        rro: true,
+        idmap: true,
+        user_namespaces: true,
+        net_devices: true,
+        rdt_schemata: true,
+        rdt_monitoring: true,
+    };
+}
+
 /// What the runtimes that were asked can do, by program.
 #[derive(Debug, Default)]
 pub(crate) struct Runtimes(Mutex<BTreeMap<PathBuf, Arc<Mutex<Known>>>>);
@@ -281,14 +294,7 @@ fn version(release: &str) -> (u32, u32) {
 mod tests {
     use super::*;
 
-    const ALL: Features = Features {
-        rro: true,
-        idmap: true,
-        user_namespaces: true,
-        net_devices: true,
-        rdt_schemata: true,
-        rdt_monitoring: true,
-    };
+    const ALL: Features = Features::ALL;
 
     /// From runc 1.5.2, shortened.
     const RUNC: &str = r#"{"ociVersionMin": "1.0.0", "mountOptions": ["ro", "rro"],

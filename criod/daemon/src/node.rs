@@ -415,14 +415,19 @@ pub(crate) fn pod_key(record: &PodRecord) -> String {
     format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt)
 }
 
-/// Sixty-four random hexadecimal digits.
-pub(crate) fn new_id() -> Result<String> {
+/// Random bytes.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
     use std::io::Read;
-    let mut bytes = [0u8; 32];
+    let mut bytes = [0u8; N];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut f| f.read_exact(&mut bytes))
         .map_err(Error::file("read", "/dev/urandom"))?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    Ok(bytes)
+}
+
+/// Sixty-four random hexadecimal digits.
+pub(crate) fn new_id() -> Result<String> {
+    Ok(random::<32>()?.iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// Runs blocking work on the pool for it.

@@ -129,14 +129,7 @@ impl Place {
             rootfs: &self.path("root"),
             node: &case.node,
             cdi: &cdi::Registry::new(vec![self.path("cdi")]),
-            features: Arc::new(Features {
-                rro: true,
-                idmap: true,
-                user_namespaces: true,
-                net_devices: true,
-                rdt_schemata: true,
-                rdt_monitoring: true,
-            }),
+            features: Arc::new(Features::ALL),
             handler: &case.handler,
             host: Host {
                 arch: Arch::X86_64,

@@ -19,7 +19,7 @@ use oci::{MountInput, MountKind};
 
 use super::{Request, mode, user};
 use crate::confine::{self, Confine};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, chain};
 use crate::record::PodRecord;
 
 /// What the kubelet of older releases asked for AppArmor with, on the pod.
@@ -267,7 +267,7 @@ pub(crate) fn label_root(root: &std::path::Path, labels: &Labels) -> Result<()> 
         return Ok(());
     }
     security::selinux::relabel(root, &labels.mount, false)
-        .map_err(|e| Error::precondition(confine::told(&e)))
+        .map_err(|e| Error::precondition(chain(&e)))
 }
 
 impl Request<'_> {
@@ -325,7 +325,7 @@ impl Request<'_> {
         let trust = |name: &&str| self.pod.config.0.annotations.get(*name);
         let trust_top = TRUST_TOP.iter().filter_map(trust).any(|v| v == "true");
         security::selinux::relabel(source, &self.labels.volumes, trust_top).map_err(|e| {
-            let text = format!("mount {at:?}: selinux_relabel: {}", confine::told(&e));
+            let text = format!("mount {at:?}: selinux_relabel: {}", chain(&e));
             match e {
                 security::Error::Protected { .. } => Error::invalid(text),
                 _ => Error::precondition(text),
