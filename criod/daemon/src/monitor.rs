@@ -108,8 +108,14 @@ impl Monitor {
             .write_to_bytes()
             .map_err(|e| Kind::Record { path: self.dir.join("config"), problem: e.to_string() })?;
         let path = self.dir.join("config");
-        on_disk(|| fs::create_dir_all(&self.dir).and_then(|()| fs::write(&path, bytes)))
-            .map_err(Error::file("write", &path))?;
+        // Whole or not at all: by it is seen whether there is anything for a monitor to do.
+        let write = || {
+            let temp = self.dir.join("config.new");
+            fs::create_dir_all(&self.dir)?;
+            fs::write(&temp, bytes)?;
+            fs::rename(&temp, &path)
+        };
+        on_disk(write).map_err(Error::file("write", &path))?;
         self.fork().await
     }
 
