@@ -271,3 +271,20 @@ func TestNothingElseIsWrittenBesideTheLog(t *testing.T) {
 		}
 	}
 }
+
+func TestStartContainerAgainOnceItsLogCanBeOpened(t *testing.T) {
+	ctx := spec(t)
+	p := runPod(t, ctx)
+	c := p.create(image(t, "busybox:1"), []string{"echo", "hello"})
+	path := c.logPath()
+	ok(t, os.Mkdir(path, 0o755), "mkdir")
+	if err := runtime.StartContainer(ctx, c.id); err == nil || !strings.Contains(err.Error(), "log") {
+		t.Errorf("started with a folder as its log: %v", err)
+	}
+	ok(t, os.Remove(path), "rmdir")
+	c.start()
+	c.wait()
+	if got := strings.TrimSpace(c.output()); got != "hello" {
+		t.Errorf("output %q", got)
+	}
+}

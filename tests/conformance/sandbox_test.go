@@ -345,3 +345,14 @@ func TestListPodSandboxFilters(t *testing.T) {
 		t.Errorf("without a filter %d of 2 are listed", n)
 	}
 }
+
+func TestRunPodSandboxTellsNamesWithUnderscoresApart(t *testing.T) {
+	ctx := spec(t)
+	a := runPod(t, ctx, func(c *cri.PodSandboxConfig) { c.Metadata.Name, c.Metadata.Namespace = "x_y", "z" })
+	b := runPod(t, ctx, func(c *cri.PodSandboxConfig) {
+		c.Metadata.Name, c.Metadata.Namespace, c.Metadata.Uid = "x", "y_z", a.cfg.Metadata.Uid
+	})
+	if a.id == b.id {
+		t.Errorf("two pods, one id")
+	}
+}

@@ -20,12 +20,15 @@ use crate::error::{Error, Kind, Result};
 use crate::monitor::last_state;
 use crate::node::{Container, Node, Pod, Save, blocking, new_id, on_disk};
 use crate::pod_cgroup::cgroup_name;
+use crate::pods::bounded;
 use crate::record::{ContainerRecord, ContainerState, PodRecord, PodState};
 use crate::spec;
 use crate::stats::measure_new;
 
 /// What the pod's own process is, inside its root.
 pub(crate) const PAUSE: &str = "/pause";
+/// The longest name of a file, in bytes.
+const MAX_NAME: usize = 255;
 
 impl Node {
     /// Creates a container and returns its id. A repeated call gets the same one.
@@ -40,7 +43,8 @@ impl Node {
             return Err(Error::invalid("config.metadata.name is empty"));
         }
         let pod = self.pod(&request.pod_sandbox_id)?;
-        let key = format!("container {} {} {}", pod.id, meta.name, meta.attempt);
+        bounded(&config.labels, &config.annotations)?;
+        let key = format!("container {} {:?} {}", pod.id, meta.name, meta.attempt);
         let node = Arc::clone(self);
         self.creates
             .join(&key, move || async move { node.create_named(pod, meta, config).await })
@@ -107,6 +111,9 @@ impl Node {
         };
         if Path::new(&name).components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
             return Err(Error::invalid(format!("log_path {name:?} leaves the log directory")));
+        }
+        if name.contains('\0') || name.split('/').any(|part| part.len() > MAX_NAME) {
+            return Err(Error::invalid(format!("log_path {name:?} is no path of a file")));
         }
         Ok(dir.join(name))
     }

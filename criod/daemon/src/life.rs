@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api_monitor::monitor::StateResponse;
+use api_monitor::monitor::{Phase, StateResponse};
 use storage::ContainerMount;
 use tracing::{info, warn};
 
@@ -22,6 +22,8 @@ use crate::record::{ContainerRecord, ContainerState, PodState};
 
 /// How long a container that could not be started has to end.
 const START_FAILED: Duration = Duration::from_secs(10);
+/// How long a start may go on after the container's end.
+const LATE_ANSWER: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Waits for the container's end and puts it on record.
@@ -125,7 +127,15 @@ impl Node {
                 return Err(Error::precondition(text));
             }
         }
-        match container.monitor.start().await {
+        let started = tokio::select! {
+            biased;
+            answer = container.monitor.start() => answer,
+            () = ended_for_good(container) => {
+                let text = format!("container {} has ended before it was started", container.id);
+                Err(Error::precondition(text))
+            }
+        };
+        match started {
             Ok(started_at) => {
                 container.record.update(Save::Soon, |r| {
                     r.started_at = match r.finished_at {
@@ -140,6 +150,11 @@ impl Node {
                 Ok(())
             }
             Err(e) => {
+                let state = last_state(&self.paths.container_run(&container.id));
+                if state.is_some_and(|s| s.phase.enum_value() == Ok(Phase::PHASE_CREATED)) {
+                    // Its log could not be opened: nothing has begun, and it may be tried again.
+                    return Err(said_by_runtime(e));
+                }
                 // The monitor ends what is left; the record shows why, as EXITED.
                 let mut ended = container.ended.subscribe();
                 let end = ended.wait_for(|e| *e);
@@ -294,6 +309,13 @@ pub(crate) fn said_by_runtime(error: Error) -> Error {
         Some(text) => Kind::Runtime(text).into(),
         None => error,
     }
+}
+
+/// A container has ended, and whoever still waits for what only a living one gives waits in vain.
+async fn ended_for_good(container: &Container) {
+    let _ = container.ended.subscribe().wait_for(|ended| *ended).await;
+    // The answer may have been on its way before the end.
+    tokio::time::sleep(LATE_ANSWER).await;
 }
 
 /// Puts what the monitor says of the end on record.

@@ -223,10 +223,13 @@ impl Network {
         }
         let list = self.list().ok();
         let attachment = attachment(id, &pod.config.0, netns);
-        self.plugins
-            .del(list.as_deref(), &attachment)
-            .await
-            .map_err(|source| Kind::Network { pod: id.clone(), action: "delete", source }.into())
+        match self.plugins.del(list.as_deref(), &attachment).await {
+            // No plugin was ever asked to attach it.
+            Err(cni::Error::InvalidAttachment { .. }) => Ok(()),
+            other => other.map_err(|source| {
+                Kind::Network { pod: id.clone(), action: "delete", source }.into()
+            }),
+        }
     }
 }
 

@@ -401,18 +401,33 @@ impl Node {
     }
 
     /// The pod of these names, where one is listed or being made.
-    pub(crate) fn pod_named(&self, key: &str) -> Option<Arc<Pod>> {
+    pub(crate) fn pod_named(&self, key: &PodKey) -> Option<Arc<Pod>> {
         self.all_pods().into_iter().find(|p| {
             let record = p.record.get();
-            record.state != PodState::Removing && pod_key(&record) == key
+            record.state != PodState::Removing && pod_key(&record) == *key
         })
     }
 }
 
-/// What makes a pod sandbox the same as another: name, namespace, uid and attempt.
-pub(crate) fn pod_key(record: &PodRecord) -> String {
+/// What makes a pod sandbox the same as another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodKey {
+    name: String,
+    namespace: String,
+    uid: String,
+    attempt: u32,
+}
+
+impl std::fmt::Display for PodKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}_{}_{}_{}", self.name, self.namespace, self.uid, self.attempt)
+    }
+}
+
+/// What makes this pod sandbox the same as another.
+pub(crate) fn pod_key(record: &PodRecord) -> PodKey {
     let m = record.config.0.metadata.clone().unwrap_or_default();
-    format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt)
+    PodKey { name: m.name, namespace: m.namespace, uid: m.uid, attempt: m.attempt }
 }
 
 /// Random bytes.

@@ -8,7 +8,7 @@
 //! ```
 //! Every step back may be repeated. Unknown pods are stopped and removed already.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +18,25 @@ use tracing::{debug, info, warn};
 
 use crate::confine::PodLabels;
 use crate::error::{Error, Kind, Result};
-use crate::node::{Node, Pod, Save, blocking, lock, new_id, on_disk, pod_key};
+use crate::node::{Node, Pod, PodKey, Save, blocking, lock, new_id, on_disk, pod_key};
 use crate::record::{ContainerState, PodRecord, PodState};
 use crate::{files, pod_cgroup, spec};
+
+/// The most bytes of labels and annotations of one pod or container; Kubernetes allows a quarter.
+const MAX_NOTES: usize = 1 << 20;
+
+/// Every list repeats them.
+pub(crate) fn bounded(
+    labels: &BTreeMap<String, String>,
+    annotations: &BTreeMap<String, String>,
+) -> Result<()> {
+    for (field, all) in [("labels", labels), ("annotations", annotations)] {
+        if all.iter().map(|(k, v)| k.len() + v.len()).sum::<usize>() > MAX_NOTES {
+            return Err(Error::invalid(format!("config.{field}: more than {MAX_NOTES} bytes")));
+        }
+    }
+    Ok(())
+}
 
 fn check(config: &PodSandboxConfig) -> Result<()> {
     let meta =
@@ -30,7 +46,14 @@ fn check(config: &PodSandboxConfig) -> Result<()> {
         if value.is_empty() {
             return Err(Error::invalid(format!("config.metadata.{field} is empty")));
         }
+        // Plugins are told them in a list that has no way to quote.
+        if value.contains(|c: char| c.is_control() || c == ';') {
+            let text =
+                format!("config.metadata.{field} {value:?} has a character that no name has");
+            return Err(Error::invalid(text));
+        }
     }
+    bounded(&config.labels, &config.annotations)?;
     for port in &config.port_mappings {
         for (field, value) in
             [("host_port", port.host_port), ("container_port", port.container_port)]
@@ -64,6 +87,10 @@ fn check(config: &PodSandboxConfig) -> Result<()> {
             "cgroup_parent {:?} is a systemd slice, but the cgroup manager is cgroupfs",
             linux.cgroup_parent
         )));
+    }
+    if linux.cgroup_parent.contains(char::is_control) {
+        let text = format!("cgroup_parent {:?} is no path of a cgroup", linux.cgroup_parent);
+        return Err(Error::invalid(text));
     }
     if linux.cgroup_parent.split('/').any(|part| part == "..") {
         return Err(Error::invalid("cgroup_parent climbs out of its root"));
@@ -102,15 +129,15 @@ impl Node {
         let key = pod_key(&record);
         let (node, own) = (Arc::clone(self), key.clone());
         let begin = move || async move { node.run_named(own, record).await };
-        self.creates.join(&format!("pod {key}"), begin).await
+        self.creates.join(&format!("pod {key:?}"), begin).await
     }
 
-    async fn run_named(self: Arc<Self>, key: String, record: PodRecord) -> Result<String> {
+    async fn run_named(self: Arc<Self>, key: PodKey, record: PodRecord) -> Result<String> {
         if let Some(pod) = self.pod_named(&key) {
             return match pod.record.get().state {
                 PodState::Ready => Ok(pod.id.clone()),
                 _ => Err(Kind::Exists(format!(
-                    "pod sandbox {key:?} exists already as {} and is not ready",
+                    "pod sandbox {key} exists already as {} and is not ready",
                     pod.id
                 ))
                 .into()),
@@ -137,7 +164,7 @@ impl Node {
                     return Err(e);
                 }
                 self.tell_pod(&pod);
-                info!(pod = pod.id, name = key, "pod sandbox ready");
+                info!(pod = pod.id, name = %key, "pod sandbox ready");
                 Ok(pod.id.clone())
             }
             Err(e) => {

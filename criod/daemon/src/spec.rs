@@ -37,8 +37,9 @@ pub(crate) use self::namespaces::{
     host_network, mode, pod_modes, shares_pid, target, wants_shared_pid,
 };
 pub(crate) use self::paths::clean;
+use self::paths::paths;
+use self::security::capabilities;
 pub(crate) use self::security::{Asked, Labels, Profile, check_pod, label_root, of_pod};
-use self::security::{capabilities, paths};
 pub(crate) use self::signal::stop_signal;
 pub(crate) use self::user::{name_user, user};
 pub(crate) use self::userns::{check_users, mount_users, pod_root, pod_users};
@@ -105,8 +106,8 @@ impl Request<'_> {
             cgroups_path: self.cgroup.to_owned(),
             resources: self.resources()?,
             privileged,
-            masked_paths: paths(self.config, |s| &s.masked_paths),
-            readonly_paths: paths(self.config, |s| &s.readonly_paths),
+            masked_paths: paths(self.config, "masked_paths", |s| &s.masked_paths)?,
+            readonly_paths: paths(self.config, "readonly_paths", |s| &s.readonly_paths)?,
             seccomp: self.seccomp(&security)?,
             mount_label: Some(self.labels.mount.clone()),
             annotations: self.annotations(),

@@ -215,6 +215,12 @@ impl Monitor {
 
     pub(crate) fn begin_drain(&mut self) {
         self.set_phase(Phase::PHASE_DRAINING);
+        // It ended while its log was being opened: there is nothing left to start.
+        let waiters = std::mem::take(&mut self.waiters.start);
+        if !waiters.is_empty() {
+            let why = format!("container {} has ended before it was started", self.config.id);
+            self.answer_all(waiters, Err(Refusal::new(Code::FailedPrecondition, why)));
+        }
         if self.config.shared_pid {
             cgroup::kill_all(&self.config.cgroups);
         }

@@ -74,7 +74,8 @@ struct PasswdRow<'a> {
 
 /// Resolves a user against an image's files; an absent file is an empty one.
 ///
-/// A number is taken as it is even without a row. Rows that cannot be read are skipped, as every
+/// A number is an id, never the name of a row, and needs no row: what an id may do is decided by who
+/// gave it, and no image may turn it into another. Rows that cannot be read are skipped, as every
 /// libc does; files need not be UTF-8 all over. Supplementary groups come from the image only
 /// for a user who has a row.
 ///
@@ -89,14 +90,13 @@ pub fn resolve(request: &UserRequest<'_>, passwd: &[u8], group: &[u8]) -> Result
     let passwd = String::from_utf8_lossy(passwd);
     let group = String::from_utf8_lossy(group);
 
-    // A name that is a number stands for the row of that name, if there is one.
-    let row = passwd.lines().filter_map(passwd_row).find(|row| row.name == user).or_else(|| {
-        let uid: u32 = user.parse().ok()?;
-        passwd.lines().filter_map(passwd_row).find(|row| row.uid == uid)
-    });
-    let uid = match &row {
-        Some(row) => row.uid,
-        None => number("user", user)?,
+    let mut rows = passwd.lines().filter_map(passwd_row);
+    let (uid, row) = match number("user", user)? {
+        Some(uid) => (uid, rows.find(|row| row.uid == uid)),
+        None => match rows.find(|row| row.name == user) {
+            Some(row) => (row.uid, Some(row)),
+            None => return Err(Error::UnknownName { what: "user", name: user.to_owned() }),
+        },
     };
     let gid = match (request.gid, group_text) {
         (Some(gid), _) => gid,
@@ -126,14 +126,14 @@ pub fn resolve(request: &UserRequest<'_>, passwd: &[u8], group: &[u8]) -> Result
     })
 }
 
-/// What a text stands for that names no row: an id, or nothing.
-fn number(what: &'static str, text: &str) -> Result<u32> {
+/// The id that a text of digits is; `None`: it is a name.
+fn number(what: &'static str, text: &str) -> Result<Option<u32>> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(Error::UnknownName { what, name: text.to_owned() });
+        return Ok(None);
     }
     // u32::MAX means "unchanged" to the kernel.
     match text.parse() {
-        Ok(id) if id != u32::MAX => Ok(id),
+        Ok(id) if id != u32::MAX => Ok(Some(id)),
         _ => Err(Error::IdRange { what, value: text.to_owned() }),
     }
 }
@@ -145,9 +145,12 @@ pub fn has_group(group: &[u8], gid: u32) -> bool {
 }
 
 fn find_group(text: &str, group: &str) -> Result<u32> {
+    if let Some(gid) = number("group", text)? {
+        return Ok(gid);
+    }
     match group.lines().filter_map(group_row).find(|(name, ..)| *name == text) {
         Some((_, gid, _)) => Ok(gid),
-        None => number("group", text),
+        None => Err(Error::UnknownName { what: "group", name: text.to_owned() }),
     }
 }
 
@@ -191,12 +194,12 @@ mod tests {
         half:x:12\n\
         www:x:33:34:web:/var/www:/bin/false\n\
         nohome:x:40:40\n\
-        1000:x:77:78::/seventy:\n\
+        1000:x:0:0::/seventy:\n\
         \xff\xfe:x:5:5::/:\n\
         minus:x:-1:0::/:\n\
         last:x:90:91::/home/last:/bin/sh";
     const GROUP: &[u8] =
-        b"root:x:0:root\nwww:x:34:\naudio:x:29:www,last\nvideo:x:44:last, www\nbad:x:y:www\n";
+        b"root:x:0:root\n100:x:0:\nwww:x:34:\naudio:x:29:www,last\nvideo:x:44:last, www\nbad:x:y:www\n";
 
     fn user(text: &str) -> Result<ResolvedUser> {
         resolve(&UserRequest { user: text, ..Default::default() }, PASSWD, GROUP)
@@ -218,7 +221,8 @@ mod tests {
         assert_eq!(ids(":audio"), (0, 29, vec![0, 29], "/root".into()));
         assert_eq!(ids("2000"), (2000, 0, vec![0], "/".into()));
         assert_eq!(ids("2000:3000"), (2000, 3000, vec![3000], "/".into()));
-        assert_eq!(ids("1000").0, 77, "a name wins over a number");
+        assert_eq!(ids("1000"), (1000, 0, vec![0], "/".into()), "a number is no name");
+        assert_eq!(ids("2000:100").1, 100, "nor is that of a group");
         assert_eq!(ids("nohome").3, "/");
         assert_eq!(ids("last"), (90, 91, vec![29, 44, 91], "/home/last".into()));
     }

@@ -1,7 +1,8 @@
 //! Lists: which pods and containers a filter means, and answers in parts.
 //!
 //! A list, its statistics, its metrics and its stream have one filter. All are answered from records
-//! as they are now. A stream (`Stream*`) is the list in parts of [`PART`], then its end: no watch.
+//! as they are now. A stream (`Stream*`) is the list in parts of at most [`PART`] items and [`BYTES`],
+//! then its end: no watch.
 
 use std::sync::Arc;
 
@@ -16,6 +17,8 @@ use crate::record::{ContainerRecord, ContainerState as State, PodRecord, PodStat
 
 /// How many items one message of a stream holds, as CRI-O has it.
 const PART: usize = 3000;
+/// How many bytes of items one message of a stream holds, but for an item that alone has more.
+const BYTES: usize = 2 << 20;
 
 /// Ids of filters may be cut short.
 fn id_matches(id: &str, wanted: &str) -> bool {
@@ -23,14 +26,23 @@ fn id_matches(id: &str, wanted: &str) -> bool {
 }
 
 /// The items in messages of bounded length.
-pub(super) fn in_parts<T: Send + 'static, M: Send + 'static>(
-    mut items: Vec<T>,
-    message: impl Fn(Vec<T>) -> M + Send + 'static,
+pub(super) fn in_parts<T: prost::Message, M: Send + 'static>(
+    items: Vec<T>,
+    message: impl Fn(Vec<T>) -> M,
 ) -> Result<Response<BoxStream<M>>, Status> {
     let mut parts = Vec::new();
-    while !items.is_empty() {
-        let rest = items.split_off(PART.min(items.len()));
-        parts.push(Ok(message(std::mem::replace(&mut items, rest))));
+    let (mut part, mut bytes) = (Vec::new(), 0);
+    for item in items {
+        let length = item.encoded_len();
+        if !part.is_empty() && (part.len() == PART || bytes + length > BYTES) {
+            parts.push(Ok(message(std::mem::take(&mut part))));
+            bytes = 0;
+        }
+        bytes += length;
+        part.push(item);
+    }
+    if !part.is_empty() {
+        parts.push(Ok(message(part)));
     }
     Ok(Response::new(Box::pin(futures_util::stream::iter(parts))))
 }
@@ -139,15 +151,32 @@ mod tests {
     use super::*;
     use futures_util::StreamExt;
 
+    async fn parts(all: &[Container]) -> Vec<Vec<Container>> {
+        let stream = in_parts(all.to_vec(), |part| part).unwrap().into_inner();
+        stream.map(|part| part.unwrap()).collect().await
+    }
+
+    fn named(id: String) -> Container {
+        Container { id, ..Container::default() }
+    }
+
     #[tokio::test]
     async fn parts_are_whole_and_in_order() {
-        for (items, parts) in [(0, 0), (1, 1), (PART, 1), (PART + 1, 2), (3 * PART, 3)] {
-            let all: Vec<usize> = (0..items).collect();
-            let stream = in_parts(all.clone(), |part| part).unwrap().into_inner();
-            let got: Vec<Vec<usize>> = stream.map(|part| part.unwrap()).collect().await;
-            assert_eq!(got.len(), parts);
+        for (items, wanted) in [(0, 0), (1, 1), (PART, 1), (PART + 1, 2), (3 * PART, 3)] {
+            let all: Vec<Container> = (0..items).map(|n| named(n.to_string())).collect();
+            let got = parts(&all).await;
+            assert_eq!(got.len(), wanted);
             assert!(got.iter().all(|part| part.len() <= PART));
             assert_eq!(got.concat(), all);
         }
+    }
+
+    #[tokio::test]
+    async fn parts_have_so_many_bytes() {
+        let sizes = [BYTES / 2, BYTES / 4, BYTES / 2, 2 * BYTES, 1];
+        let all: Vec<Container> = sizes.iter().map(|n| named("x".repeat(*n))).collect();
+        let got = parts(&all).await;
+        assert_eq!(got.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1, 1, 1]);
+        assert_eq!(got.concat(), all);
     }
 }

@@ -9,6 +9,9 @@ use super::{Request, host_network};
 use crate::error::{Error, Result};
 use crate::record::PodRecord;
 
+/// The longest path that a system call takes, in bytes.
+const MAX_PATH: usize = 4095;
+
 /// The command line: the request's, completed from the image.
 pub(crate) fn args(config: &ContainerConfig, image: &ContainerDefaults) -> Result<Vec<String>> {
     let mut args = config.command.clone();
@@ -50,6 +53,9 @@ impl Request<'_> {
             ("", image) => image,
             (own, _) => own,
         };
+        if cwd.contains('\0') || cwd.len() > MAX_PATH {
+            return Err(Error::invalid(format!("working_dir {cwd:?} is no path")));
+        }
         let oom = self.config.linux.as_ref().and_then(|l| l.resources.as_ref());
         Ok(oci::ProcessInput {
             args: args(self.config, self.image)?,

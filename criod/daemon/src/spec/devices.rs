@@ -12,6 +12,7 @@ use criod_config::DeviceSpec;
 use oci::{DeviceInput, SpecInput};
 
 use super::annotations::{DEVICES, allowed};
+use super::userns::pod_users;
 use super::{Request, security};
 use crate::error::{Error, Result};
 
@@ -68,6 +69,10 @@ impl Request<'_> {
             path if absolute(path) => Path::new(path),
             _ => return refuse("container_path is not absolute"),
         };
+        // There runtimes show the node's own file, which they look for at the container's path.
+        if inside != host && pod_users(self.pod).is_some() {
+            return refuse("container_path must be host_path in a pod with a user namespace");
+        }
         let access = match asked.permissions.as_str() {
             "" => "rwm",
             some if permissions(some) => some,

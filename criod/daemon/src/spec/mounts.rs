@@ -45,6 +45,7 @@ impl Request<'_> {
                 }
             }
             let (uid, gid) = on_node(self.pod, user.uid, user.gid)?;
+            user.groups.iter().try_for_each(|g| on_node(self.pod, user.uid, *g).map(drop))?;
             own.extend(volumes::declare(&Declared {
                 id: self.id,
                 mode: self.node.image_volumes,

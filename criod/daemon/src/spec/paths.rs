@@ -3,7 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use api_cri::v1::{ContainerConfig, LinuxContainerSecurityContext};
 use oci::Propagation;
+
+use crate::error::{Error, Result};
 
 /// A path of the container without `.`, `..` and doubled slashes, as text: nothing is resolved.
 pub(crate) fn clean(path: &str) -> String {
@@ -73,6 +76,24 @@ fn unescape(text: &str) -> String {
         .fold(text.to_owned(), |t, (code, c)| t.replace(code, c))
 }
 
+/// `None` is the default list: that of who says nothing of security. The kubelet sends the list
+/// that holds, and an empty one for a procMount that is Unmasked.
+pub(super) fn paths(
+    config: &ContainerConfig,
+    field: &str,
+    list: impl Fn(&LinuxContainerSecurityContext) -> &Vec<String>,
+) -> Result<Option<Vec<String>>> {
+    let Some(security) = config.linux.as_ref().and_then(|l| l.security_context.as_ref()) else {
+        return Ok(None);
+    };
+    let all = list(security);
+    let usable = |p: &&String| p.starts_with('/') && !p.contains('\0') && clean(p) != "/";
+    match all.iter().find(|p| !usable(p)) {
+        Some(bad) => Err(Error::invalid(format!("{field}: {bad:?} is no path to hide or protect"))),
+        None => Ok(Some(all.clone())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +122,24 @@ mod tests {
         }
         assert!(Spread::default().check(Propagation::HostToContainer).is_err());
         assert!(Spread::default().check(Propagation::Private).is_ok());
+    }
+
+    #[test]
+    fn paths_to_hide_are_paths_below_the_root() {
+        for (path, good) in
+            [("/proc/kcore", true), ("proc", false), ("", false), ("/", false), ("/x/..", false)]
+        {
+            let security = LinuxContainerSecurityContext {
+                masked_paths: vec!["/sys/firmware".into(), path.into()],
+                ..Default::default()
+            };
+            let linux = api_cri::v1::LinuxContainerConfig {
+                security_context: Some(security),
+                ..Default::default()
+            };
+            let config = ContainerConfig { linux: Some(linux), ..Default::default() };
+            let read = paths(&config, "masked_paths", |s| &s.masked_paths);
+            assert_eq!(read.is_ok(), good, "{path:?}");
+        }
     }
 }

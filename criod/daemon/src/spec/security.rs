@@ -109,15 +109,6 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// `None` is the default list: that of who says nothing of security. The kubelet sends the list
-/// that holds, and an empty one for a procMount that is Unmasked.
-pub(super) fn paths(
-    config: &ContainerConfig,
-    list: impl Fn(&LinuxContainerSecurityContext) -> &Vec<String>,
-) -> Option<Vec<String>> {
-    config.linux.as_ref()?.security_context.as_ref().map(|s| list(s).clone())
-}
-
 /// Refuses capabilities that nobody knows, naming the field.
 pub(super) fn capabilities(asked: &Capability) -> Result<()> {
     for (field, names) in [
@@ -337,6 +328,7 @@ impl Request<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::paths::paths;
 
     fn field(kind: i32, reference: &str) -> SecurityProfile {
         SecurityProfile { profile_type: kind, localhost_ref: reference.into() }
@@ -473,7 +465,8 @@ mod tests {
 
     #[test]
     fn nobody_who_says_nothing_is_unmasked() {
-        let list = |config: &ContainerConfig| paths(config, |s| &s.masked_paths);
+        let list =
+            |config: &ContainerConfig| paths(config, "masked_paths", |s| &s.masked_paths).unwrap();
         assert_eq!(list(&ContainerConfig::default()), None);
         let linux = |security| api_cri::v1::LinuxContainerConfig {
             security_context: security,

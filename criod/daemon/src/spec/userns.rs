@@ -101,6 +101,11 @@ impl Request<'_> {
         if asked(options.userns_options.as_ref())? != users {
             return Err(Error::invalid(format!("{FIELD}: not those of the pod sandbox")));
         }
+        if users.is_some() && mode(options.pid)? == NamespaceMode::Node {
+            return Err(Error::invalid(
+                "namespace_options.pid: NODE is not for a pod with a user namespace of its own",
+            ));
+        }
         Ok(users)
     }
 

@@ -226,3 +226,57 @@ async fn crun_runs_them_as_well() {
         delete(&c).await;
     }
 }
+
+/// Holds a lease on a file: whoever opens it waits until this is gone.
+struct Lease(std::process::Child);
+
+impl Lease {
+    fn on(path: &std::path::Path) -> Lease {
+        use std::io::{BufRead, BufReader};
+        // F_SETLEASE, F_WRLCK
+        let script = r#"open F, "+>>", $ARGV[0] or die; $SIG{IO} = sub {}; $| = 1;
+            fcntl F, 1024, 1 or die $!; print "held\n"; sleep 60 while 1"#;
+        let mut child = std::process::Command::new("perl")
+            .args(["-e", script])
+            .arg(path)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "held\n");
+        Lease(child)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn one_that_ends_while_its_log_is_opened_was_not_started() {
+    let keeper = Keeper::default();
+    let c = Container::new(&keeper, "sleep 1000", &Options::default());
+    create(&c).await.unwrap();
+    let lease = Lease::on(&c.log);
+    let client = c.client().await;
+    let starting = tokio::spawn(async move { client.start(ctx(), &StartRequest::new()).await });
+    meanwhile("the log is being opened", || in_open(c.monitor)).await;
+    stop(&c, 0).await;
+    let said = message(starting.await.unwrap());
+    assert!(said.contains("ended before it was started"), "{said}");
+    drop(lease);
+    assert_eq!(wait(&c).await.started_at, 0);
+    delete(&c).await;
+}
+
+/// One of a process's threads waits for a lease.
+fn in_open(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    threads
+        .filter_map(|t| std::fs::read_to_string(t.path().join("wchan")).ok())
+        .any(|w| w.contains("lease"))
+}

@@ -168,11 +168,12 @@ fn busybox_root() -> Result<Vec<Entry>> {
             "etc/passwd",
             "root:x:0:0:root:/root:/bin/sh\n\
              www-data:x:33:33:www-data:/var/www:/bin/sh\n\
+             4000:x:0:0:a number is no name:/:/bin/sh\n\
              nobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
         ),
         Entry::file(
             "etc/group",
-            "root:x:0:\nwww-data:x:33:\nextra:x:50:www-data\nusers:x:100:\nnogroup:x:65534:\n",
+            "root:x:0:\nwww-data:x:33:\nextra:x:50:www-data\nusers:x:100:\n6:x:0:\nnogroup:x:65534:\n",
         ),
         Entry::dir("home"),
         Entry::dir("proc"),
