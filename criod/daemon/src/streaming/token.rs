@@ -147,6 +147,19 @@ impl Tokens {
         Ok(token)
     }
 
+    /// Removes those that are past their time, also where a stream has shown one and ended unseen.
+    pub(crate) fn forget_late(&self) {
+        let now = sys::clock::boottime();
+        lock(&self.pending).retain(|(until, _)| *until > now);
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let ours = name.to_string_lossy().split('.').next().is_some_and(valid);
+            if ours && read(&entry.path()).is_ok_and(|file| file.until <= now) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// What a token stands for that `stream` shows; `None`: nothing, or no longer.
     pub(crate) fn show(&self, token: &str, purpose: &str, stream: &str) -> Option<Ticket> {
         if !valid(token) {
