@@ -238,8 +238,12 @@ impl Network {
     pub(crate) async fn collect(&self, pods: impl FnOnce() -> Vec<String>) -> Result<bool> {
         let Ok(_alone) = self.attaching.try_write() else { return Ok(false) };
         let Ok(list) = self.list() else { return Ok(false) };
+        // Entries of other runtimes are theirs.
+        let cached = self.cached()?.into_iter().map(|c| c.container_id);
+        let others = cached.filter(|id| !crate::record::is_id(id));
         let valid: Vec<_> = pods()
             .into_iter()
+            .chain(others)
             .map(|container_id| cni::ValidAttachment { container_id, ifname: INTERFACE.into() })
             .collect();
         let done = self.plugins.gc(&list, &valid).await;

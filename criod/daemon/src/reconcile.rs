@@ -146,7 +146,11 @@ impl Node {
 }
 
 /// Takes up what a task of its own is to take away.
-fn take_up(node: &Arc<Node>, what: String, work: impl Future<Output = Result<()>> + Send + 'static) {
+fn take_up(
+    node: &Arc<Node>,
+    what: String,
+    work: impl Future<Output = Result<()>> + Send + 'static,
+) {
     if !node.leftovers.begin(&what) {
         return;
     }

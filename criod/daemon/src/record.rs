@@ -329,11 +329,9 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
     // It does not go into what is mounted.
     let tree = |path: &Path| {
         let id = || dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        storage::remove_tree(path).map_err(|source| Kind::Storage {
-            id: id(),
-            action: "remove its folder",
-            source,
-        })
+        let failed =
+            |source| Error::from(Kind::Storage { id: id(), action: "remove its folder", source });
+        storage::remove_tree(path).map_err(failed)
     };
     if fs::symlink_metadata(dir).is_ok_and(|m| !m.is_dir()) {
         return tree(dir);

@@ -87,12 +87,8 @@ fn of_run(id: &str, run: &Path, created_at: i64, boot_id: &str) -> ContainerReco
 /// A pod. Containers are known already.
 pub(super) fn pod(node: &Node, damaged: &Damaged, cached: &[cni::Cached]) -> PodRecord {
     let id = &damaged.id;
-    let mut base = PodRecord::new(
-        id.clone(),
-        of_containers(node, id),
-        damaged.created_at,
-        &node.boot_id,
-    );
+    let mut base =
+        PodRecord::new(id.clone(), of_containers(node, id), damaged.created_at, &node.boot_id);
     // Detaching what is not attached does no harm.
     base.attached = true;
     let mut record = damaged.mend(base);

@@ -117,7 +117,8 @@ impl Tokens {
                 }
                 // Shown already; whoever did so may ask again.
                 Ok(file) if file.until > sys::clock::boottime() => {}
-                _ => drop(fs::remove_file(entry.path())),
+                _ if ours(&name) => drop(fs::remove_file(entry.path())),
+                _ => {}
             }
         }
         Ok(Tokens { dir: dir.to_owned(), pending: Mutex::new(pending) })
@@ -152,9 +153,9 @@ impl Tokens {
         let now = sys::clock::boottime();
         lock(&self.pending).retain(|(until, _)| *until > now);
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            let ours = name.to_string_lossy().split('.').next().is_some_and(valid);
-            if ours && read(&entry.path()).is_ok_and(|file| file.until <= now) {
+            if ours(&entry.file_name().to_string_lossy())
+                && read(&entry.path()).is_ok_and(|file| file.until <= now)
+            {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -190,6 +191,11 @@ impl Tokens {
     fn taken(&self, token: &str, stream: &str) -> PathBuf {
         self.dir.join(format!("{token}.{stream}"))
     }
+}
+
+/// Whether a file's name is that of a token, shown or not.
+fn ours(name: &str) -> bool {
+    name.split('.').next().is_some_and(valid)
 }
 
 fn valid(token: &str) -> bool {
