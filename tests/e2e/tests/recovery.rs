@@ -109,8 +109,10 @@ fn every_answer_is_the_same_byte_for_byte() {
     criod.finish();
 }
 
+type Harm = fn(&Path);
+
 /// Ways in which a record is no longer what it was.
-const HARMS: [(&str, fn(&Path)); 7] = [
+const HARMS: [(&str, Harm); 7] = [
     ("truncated", |p| fs::write(p, &fs::read(p).unwrap()[..90]).unwrap()),
     ("garbage", |p| fs::write(p, [0u8; 4096]).unwrap()),
     ("empty", |p| fs::write(p, "").unwrap()),

@@ -91,7 +91,7 @@ fn a_record_of_another_release() {
     fs::write(b.join(NAME), value.to_string()).unwrap();
     let (_, bad) = load_all::<PodRecord>(dir.path()).unwrap();
     let mended = bad[0].mend(base('b'));
-    assert!(bad[0].problem.chain().contains("Hibernating"), "{}", bad[0].problem.chain());
+    assert!(bad[0].problem.chain().contains("everywhere"), "{}", bad[0].problem.chain());
     assert_eq!((mended.config, mended.created_at), (pod('b').config, 7));
     assert!(mended.ips.is_empty() && mended.attached);
 }
@@ -121,6 +121,7 @@ fn a_removal_that_is_cut_short() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn no_bytes_make_it_fall(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..400) {
         let (dir, b) = two();
