@@ -124,3 +124,19 @@ pub(crate) fn put_aside(path: &Path, why: &dyn std::fmt::Display) {
 pub(crate) fn is_aside(name: &str) -> bool {
     name.contains(DAMAGED_SUFFIX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_taken_once_and_by_its_store() {
+        let (a, b) = (Path::new("/left/a"), Path::new("/left/b"));
+        note_left(&a.join("tmp-1"));
+        note_left(&a.join("tmp-1"));
+        note_left(&b.join("tmp-1"));
+        assert_eq!(take_left(a), [a.join("tmp-1")]);
+        assert!(take_left(a).is_empty());
+        assert_eq!(take_left(b), [b.join("tmp-1")]);
+    }
+}

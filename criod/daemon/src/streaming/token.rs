@@ -270,6 +270,26 @@ mod tests {
     }
 
     #[test]
+    fn late_ones_go_and_what_is_somebody_elses_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(dir.path()).unwrap();
+        let [late, shown, good] = [(); 3].map(|()| tokens.issue(ticket(Purpose::Exec)).unwrap());
+        tokens.show(&shown, "exec", "s").unwrap();
+        for path in [dir.path().join(&late), tokens.taken(&shown, "s")] {
+            let mut file = read(&path).unwrap();
+            file.until = sys::clock::boottime() - 1;
+            fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
+        }
+        fs::write(dir.path().join("notes"), "x").unwrap();
+        tokens.forget_late();
+        drop(Tokens::open(dir.path()).unwrap());
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [good.as_str(), "notes"]);
+    }
+
+    #[test]
     fn no_more_than_a_thousand_wait() {
         let dir = tempfile::tempdir().unwrap();
         let tokens = Tokens::open(dir.path()).unwrap();
