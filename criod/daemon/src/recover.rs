@@ -175,6 +175,8 @@ pub(crate) async fn resume(node: &Arc<Node>) {
         .all_pods()
         .iter()
         .map(|p| p.record.get())
+        // Those of pods that are to be undone go, so that a repeated call has the ports at once.
+        .filter(|r| matches!(r.state, PodState::Ready | PodState::NotReady))
         .filter(|r| r.attached && r.boot_id == node.boot_id)
         .collect();
     node.network.begin_with(&attached);

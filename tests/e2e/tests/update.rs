@@ -262,7 +262,7 @@ fn limits_of_a_pod_that_an_update_had_begun_are_set_by_the_next_criod() {
     let mut record = read();
     record["limiting"] = true.into();
     fs::write(&path, record.to_string()).unwrap();
-    fs::write(file, (128i64 << 20).to_string()).unwrap();
+    fs::write(file, (32i64 << 20).to_string()).unwrap();
     criod.launch();
     criod.ready();
     assert_eq!((bytes(), &read()["limiting"]), (64 << 20, &false.into()));
