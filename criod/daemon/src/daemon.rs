@@ -129,7 +129,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         streams,
         runtimes: crate::features::Runtimes::default(),
         confine: Confine::detect(&config, &paths.run)?,
-        unreadable: std::sync::Mutex::default(),
+        leftovers: crate::reconcile::Leftovers::default(),
         _lock: lock,
         config,
         paths,

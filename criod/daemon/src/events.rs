@@ -46,7 +46,7 @@ fn step_of(record: &ContainerRecord) -> u8 {
     match record.state {
         ContainerState::Creating => NONE,
         _ if record.infra => NONE,
-        ContainerState::Created => CREATED,
+        ContainerState::Created | ContainerState::Unknown => CREATED,
         ContainerState::Running => STARTED,
         ContainerState::Exited => STOPPED,
         ContainerState::Removing => DELETED,

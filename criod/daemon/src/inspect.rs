@@ -6,6 +6,7 @@
 //! | `/containers/{id}` | what the node knows of a container, or of a pod                    |
 //! | `/config`          | the effective configuration                                        |
 //! | `/v1/pulls`        | pulls under way, with the progress of each layer                   |
+//! | `/v1/recovery`     | what is left over and not gone yet, and records that cannot be read |
 //!
 //! What cAdvisor makes of it: a cgroup `crio-<id>` is a container, or, by its label, a pod whose network
 //! it then reads through `pid`. It measures the folder `root`, less `/merged`, plus `/diff`: without
@@ -39,6 +40,7 @@ pub(crate) fn answer(node: &Node, method: &Method, path: &str) -> Response<Strin
             let text = criod_config::to_toml(&node.config, &criod_config::Config::default());
             reply(StatusCode::OK, "application/toml", text)
         }
+        "/v1/recovery" => json(&node.outstanding()),
         "/v1/pulls" => json(&json!(node.images.progress())),
         _ => match path.strip_prefix("/containers/") {
             Some(id) => container(node, id),

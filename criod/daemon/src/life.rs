@@ -16,9 +16,9 @@ use storage::ContainerMount;
 use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::monitor::{last_state, seal};
+use crate::monitor::seal;
 use crate::node::{Container, Node, Pod, Save, blocking};
-use crate::record::{ContainerRecord, ContainerState, PodState};
+use crate::record::{self, ContainerRecord, ContainerState, PodState};
 
 /// How long a container that could not be started has to end.
 const START_FAILED: Duration = Duration::from_secs(10);
@@ -57,21 +57,12 @@ impl Node {
     /// Ends a container whose monitor's folder is gone, so that nothing can be known of it.
     async fn lost(&self, container: &Arc<Container>) {
         let record = container.record.get();
-        if !matches!(record.state, ContainerState::Created | ContainerState::Running) {
-            return;
+        match record.state {
+            ContainerState::Created | ContainerState::Running | ContainerState::Unknown => {}
+            _ => return,
         }
         warn!(container = container.id, "the folder of its monitor is gone; it is killed");
-        let killed = self.cgroup(&record.cgroup).map(|group| {
-            blocking(move || {
-                let name = group.name().to_owned();
-                group.kill().map_err(|source| Kind::Cgroup { name, source }.into())
-            })
-        });
-        let killed = match killed {
-            Ok(killing) => killing.await,
-            Err(e) => Err(e),
-        };
-        if let Err(e) = killed {
+        if let Err(e) = self.kill_group(&record).await {
             warn!(container = container.id, "{}", e.chain());
         }
         let ended = container.record.update(Save::Soon, |r| {
@@ -91,6 +82,20 @@ impl Node {
         }
         self.tell(container);
         container.ended.send_replace(true);
+    }
+
+    /// Kills whatever is in a container's cgroup.
+    async fn kill_group(&self, record: &ContainerRecord) -> Result<()> {
+        if record.cgroup.is_empty() {
+            // Of one that is unknown: it had none when it was looked for.
+            return Ok(());
+        }
+        let group = self.cgroup(&record.cgroup)?;
+        blocking(move || {
+            let name = group.name().to_owned();
+            group.kill().map_err(|source| Kind::Cgroup { name, source }.into())
+        })
+        .await
     }
 
     /// A pod whose own process has ended is no longer whole.
@@ -189,6 +194,7 @@ impl Node {
                 let text = format!("container {} is being created", container.id);
                 return Err(Error::precondition(text));
             }
+            ContainerState::Unknown => return self.stop_unknown(container, timeout).await,
             _ => return Ok(()),
         }
         if let Err(e) = container.monitor.stop(record.stop_signal, timeout).await {
@@ -199,6 +205,35 @@ impl Node {
         }
         // The sender lives as long as the container.
         let _ = container.ended.subscribe().wait_for(|ended| *ended).await;
+        Ok(())
+    }
+
+    /// Stops a container whose record cannot be read: its monitor knows all that is needed. What the
+    /// monitor then says of its end is known for certain.
+    async fn stop_unknown(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        timeout: Duration,
+    ) -> Result<()> {
+        let signal = match container.record.get().stop_signal {
+            0 => nix::libc::SIGTERM,
+            signal => signal,
+        };
+        let stopped = match container.monitor.stop(signal, timeout).await {
+            Ok(()) => container.monitor.wait().await,
+            Err(e) => Err(e),
+        };
+        match stopped {
+            Ok(state) => {
+                note_end(container, &state);
+                self.tell(container);
+                container.ended.send_replace(true);
+            }
+            Err(e) => {
+                warn!(container = container.id, "its monitor cannot stop it: {}", e.chain());
+                self.lost(container).await;
+            }
+        }
         Ok(())
     }
 
@@ -219,7 +254,13 @@ impl Node {
     /// All steps back, from wherever the container stands. May be repeated.
     pub(crate) async fn remove_this(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         let _op = container.op.lock().await;
-        container.monitor.delete().await.map_err(said_by_runtime)?;
+        match container.monitor.delete().await {
+            // What its monitor needs may be as damaged as its record: what is left to do needs none.
+            Err(e) if container.record.problem().is_some() => {
+                warn!(container = container.id, "its monitor cannot delete it: {}", e.chain());
+            }
+            deleted => deleted.map_err(said_by_runtime)?,
+        }
         container.ended.send_replace(true);
         // Before anything is gone: a restart must go on from here, not find half a container.
         container.record.update(Save::Soon, |r| r.state = ContainerState::Removing)?;
@@ -240,10 +281,14 @@ impl Node {
         let id = &container.id;
         let record = container.record.get();
         self.end_runtime_state(&record)?;
-        let group = self.cgroup(&record.cgroup)?;
-        let failed = |source| Error::from(Kind::Cgroup { name: record.cgroup.clone(), source });
-        group.kill().map_err(failed)?;
-        group.remove().map_err(failed)?;
+        if container.record.problem().is_some() {
+            self.remove_cgroups_of(id)?;
+        } else {
+            let group = self.cgroup(&record.cgroup)?;
+            let failed = |source| Error::from(Kind::Cgroup { name: record.cgroup.clone(), source });
+            group.kill().map_err(failed)?;
+            group.remove().map_err(failed)?;
+        }
         let root = ContainerMount::existing(&self.paths.rootfs(id));
         let gone =
             |action| move |source| Error::from(Kind::Storage { id: id.clone(), action, source });
@@ -257,15 +302,13 @@ impl Node {
             return Err(Error::precondition(text));
         }
         container.record.end();
-        for dir in [run, container.record.dir().clone()] {
-            match std::fs::remove_dir_all(&dir) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::file("remove", &dir)(e));
-                }
-                _ => {}
+        match std::fs::remove_dir_all(&run) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::file("remove", &run)(e));
             }
+            _ => {}
         }
-        Ok(())
+        record::remove(container.record.dir())
     }
 
     /// Has the runtime forget a container that no monitor could have it forget.
@@ -274,21 +317,24 @@ impl Node {
         let Some((_, handler)) = self.config.handler(&handler.unwrap_or_default()) else {
             return Ok(());
         };
-        let root = self.runtime_root(handler);
-        if !root.join(&record.id).exists() {
+        self.runtime_delete(&handler.runtime_path, &self.runtime_root(handler), &record.id)
+    }
+
+    /// Has a runtime forget a container, if it knows of it.
+    pub(crate) fn runtime_delete(&self, program: &str, root: &Path, id: &str) -> Result<()> {
+        if !root.join(id).exists() {
             return Ok(());
         }
-        let done = std::process::Command::new(&handler.runtime_path)
+        let done = std::process::Command::new(program)
             .arg("--root")
-            .arg(&root)
-            .args(["delete", "--force", &record.id])
+            .arg(root)
+            .args(["delete", "--force", id])
             .stdin(std::process::Stdio::null())
             .output()
-            .map_err(Error::file("run", &handler.runtime_path))?;
+            .map_err(Error::file("run", program))?;
         if !done.status.success() {
             let said = String::from_utf8_lossy(&done.stderr);
-            let text = format!("{} delete: {}", handler.runtime_path, said.trim());
-            return Err(Kind::Runtime(text).into());
+            return Err(Kind::Runtime(format!("{program} delete: {}", said.trim())).into());
         }
         Ok(())
     }
@@ -357,8 +403,7 @@ pub(crate) fn note_end(container: &Container, state: &StateResponse) {
 }
 
 /// What a restart finds of a container that was created or running.
-pub(crate) fn refresh(container: &Container, run: &Path) {
-    let Some(state) = last_state(run) else { return };
+pub(crate) fn refresh(container: &Container, state: &StateResponse) {
     let pid = state.pid;
     container.record.note(|r| {
         r.pid = if pid > 0 { pid } else { r.pid };

@@ -28,6 +28,7 @@
 //! | `events`     | what happens to containers and pods, told to who listens                   |
 //! | `record`     | what is on disk of pods and containers                                     |
 //! | `recover`    | what a start finds, and what is taken up again                             |
+//! | `reconcile`  | what is left over, found and removed                                       |
 //! | `monitor`    | calls to a container's monitor, and its replacement                        |
 //! | `keeper`     | calls to the keeper, and its replacement                                   |
 //! | `userns`     | pods with a user namespace of their own                                    |
@@ -52,6 +53,7 @@ mod network;
 mod node;
 mod pod_cgroup;
 mod pods;
+mod reconcile;
 mod record;
 mod recover;
 mod server;

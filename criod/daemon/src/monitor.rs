@@ -46,6 +46,7 @@ pub(crate) struct Monitor {
     program: PathBuf,
     keeper: Keeper,
     client: tokio::sync::Mutex<Option<Connected>>,
+    reached: tokio::sync::watch::Sender<bool>,
 }
 
 #[derive(Clone)]
@@ -99,7 +100,14 @@ fn broken(error: &ttrpc::Error) -> bool {
 
 impl Monitor {
     pub(crate) fn new(id: &str, dir: PathBuf, program: PathBuf, keeper: Keeper) -> Monitor {
-        Monitor { id: id.to_owned(), dir, program, keeper, client: tokio::sync::Mutex::default() }
+        Monitor {
+            id: id.to_owned(),
+            dir,
+            program,
+            keeper,
+            client: tokio::sync::Mutex::default(),
+            reached: tokio::sync::watch::Sender::new(false),
+        }
     }
 
     /// Writes the configuration and forks the first monitor.
@@ -160,6 +168,7 @@ impl Monitor {
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let connected = Connected { client: MonitorClient::new(client), number };
         *held = Some(connected.clone());
+        self.reached.send_replace(true);
         Ok(connected)
     }
 
@@ -245,6 +254,13 @@ impl Monitor {
             async move { c.stop(no_limit(), &request).await }
         };
         self.call("stop", call).await.map(|_| ())
+    }
+
+    /// Waits until it has been reached once by whatever call.
+    pub(crate) async fn reached(&self) {
+        let mut reached = self.reached.subscribe();
+        // The sender lives as long as this does.
+        let _ = reached.wait_for(|r| *r).await;
     }
 
     /// Waits for the container's end, through any number of monitors.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use api_cri::v1::{PodSandboxConfig, Protocol};
 use cni::{Attachment, Bandwidth, Capabilities, Dns, NetworkList, Plugins};
 use hostport::{Backend, HostPorts, Mapping};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::error::{Error, Kind, Result};
 use crate::node::lock;
@@ -36,6 +36,8 @@ pub(crate) struct Network {
     /// Pods for which plugins of the criod before may still be at work.
     unsettled: Mutex<BTreeSet<String>>,
     serve_host_ports: bool,
+    /// Read while a pod is attached, written while the plugins collect what is not.
+    attaching: tokio::sync::RwLock<()>,
 }
 
 impl std::fmt::Debug for Network {
@@ -74,6 +76,7 @@ impl Network {
             begun_with: Mutex::default(),
             unsettled: Mutex::default(),
             serve_host_ports: !config.disable_hostport_mapping,
+            attaching: tokio::sync::RwLock::default(),
         }
     }
 
@@ -120,6 +123,7 @@ impl Network {
     ) -> Result<Attached> {
         let list =
             self.list().map_err(|e| Error::precondition(format!("network not ready: {e}")))?;
+        let _attaching = self.attaching.read().await;
         let mut attachment = attachment(id, config, Some(netns));
         let portmap = list.declares("portMappings");
         if !portmap || !self.serve_host_ports {
@@ -128,7 +132,15 @@ impl Network {
         let result = self.plugins.add(&list, &attachment).await.map_err(|source| {
             Error::from(Kind::Network { pod: id.to_owned(), action: "add", source })
         })?;
-        let addresses = result.pod_addresses(INTERFACE);
+        Ok(self.attached(&result.pod_addresses(INTERFACE), config, portmap))
+    }
+
+    fn attached(
+        &self,
+        addresses: &[(IpAddr, u8)],
+        config: &PodSandboxConfig,
+        portmap: bool,
+    ) -> Attached {
         let mut attached =
             Attached { ips: addresses.iter().map(|(ip, _)| *ip).collect(), ..Attached::default() };
         if !portmap && self.serve_host_ports {
@@ -146,7 +158,7 @@ impl Network {
                 })
                 .collect();
         }
-        Ok(attached)
+        attached
     }
 
     /// Opens the host ports of a pod.
@@ -169,17 +181,74 @@ impl Network {
     }
 
     /// Says which pods lived when criod began, so that their rules stay.
-    pub(crate) async fn begin_with(&self, pods: &[Arc<PodRecord>]) {
+    pub(crate) fn begin_with(&self, pods: &[Arc<PodRecord>]) {
         let all: BTreeMap<_, Vec<_>> = pods
             .iter()
             .filter(|p| !p.host_ports.is_empty())
             .map(|p| (p.id.clone(), p.host_ports.iter().map(mapping).collect()))
             .collect();
-        let any = !all.is_empty();
         *lock(&self.begun_with) = all;
-        if any && let Err(e) = self.ports().await {
-            warn!("host ports: {e}");
+    }
+
+    /// Makes the host ports in the kernel those of the pods that there are: rules of pods that are
+    /// gone go, those that somebody has deleted come back.
+    pub(crate) async fn settle_ports(&self) {
+        if !self.serve_host_ports {
+            return;
         }
+        let needed = !lock(&self.begun_with).is_empty();
+        match self.ports().await {
+            Err(e) if needed => warn!("host ports: {e}"),
+            Err(e) => debug!("host ports: {e}"),
+            Ok(_) => {}
+        }
+    }
+
+    /// Attachments that the cache knows of: the pod's id, and what else it tells.
+    pub(crate) fn cached(&self) -> Result<Vec<cni::Cached>> {
+        self.plugins
+            .cached()
+            .map_err(|source| Kind::Network { pod: "*".into(), action: "cache", source }.into())
+    }
+
+    /// The addresses that a pod got, and its host ports, by the cache.
+    pub(crate) fn cached_addresses(
+        &self,
+        cached: &cni::Cached,
+        config: &PodSandboxConfig,
+    ) -> Attached {
+        let Some(result) = &cached.result else { return Attached::default() };
+        let portmap = self.list().is_ok_and(|l| l.declares("portMappings"));
+        self.attached(&result.pod_addresses(INTERFACE), config, portmap)
+    }
+
+    /// Detaches what no record knows of, with what the cache knows.
+    pub(crate) async fn detach_unknown(&self, id: &str, netns: Option<&Path>) -> Result<()> {
+        lock(&self.unsettled).insert(id.to_owned());
+        self.settle(id).await;
+        let attachment = attachment(id, &PodSandboxConfig::default(), netns);
+        self.plugins
+            .del(None, &attachment)
+            .await
+            .map_err(|source| Kind::Network { pod: id.to_owned(), action: "delete", source }.into())
+    }
+
+    /// Has the plugins remove what they hold for any attachment but those of these pods. Not while one
+    /// is being attached, which might not be among them; the answer is whether they were asked.
+    pub(crate) async fn collect(&self, pods: impl FnOnce() -> Vec<String>) -> Result<bool> {
+        let Ok(_alone) = self.attaching.try_write() else { return Ok(false) };
+        let Ok(list) = self.list() else { return Ok(false) };
+        // Entries of other runtimes are theirs.
+        let cached = self.cached()?.into_iter().map(|c| c.container_id);
+        let others = cached.filter(|id| !crate::record::is_id(id));
+        let valid: Vec<_> = pods()
+            .into_iter()
+            .chain(others)
+            .map(|container_id| cni::ValidAttachment { container_id, ifname: INTERFACE.into() })
+            .collect();
+        let done = self.plugins.gc(&list, &valid).await;
+        done.map_err(|source| Kind::Network { pod: "*".into(), action: "collect", source })?;
+        Ok(true)
     }
 
     /// Says that the criod before died while it attached this pod.

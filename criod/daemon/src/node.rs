@@ -93,6 +93,8 @@ pub(crate) struct Kept<T> {
     dir: PathBuf,
     /// Held by whoever changes it.
     disk: Mutex<Disk>,
+    /// Why the one on disk cannot be read: it is left as it is, and changes are in memory alone.
+    problem: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -104,8 +106,13 @@ struct Disk {
 }
 
 impl<T: Clone + serde::Serialize> Kept<T> {
-    fn new(record: T, dir: PathBuf) -> Kept<T> {
-        Kept { cell: Cell::new(record), dir, disk: Mutex::default() }
+    fn new(record: T, dir: PathBuf, problem: Option<String>) -> Kept<T> {
+        Kept { cell: Cell::new(record), dir, disk: Mutex::default(), problem }
+    }
+
+    /// Why the record on disk cannot be read; `None`: it can.
+    pub(crate) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
     }
 
     pub(crate) fn get(&self) -> Arc<T> {
@@ -124,7 +131,7 @@ impl<T: Clone + serde::Serialize> Kept<T> {
             change(&mut next);
             // A step towards less holds from here on, however long the disk takes.
             let next = if save == Save::Soon { self.cell.set(next) } else { Arc::new(next) };
-            if !disk.gone {
+            if !disk.gone && self.problem.is_none() {
                 match record::save(&self.dir, &*next, save == Save::Durable) {
                     Ok(()) => disk.behind = false,
                     Err(e) if save == Save::Soon => {
@@ -288,8 +295,8 @@ pub(crate) struct Node {
     pub(crate) streams: crate::streaming::Streams,
     pub(crate) runtimes: crate::features::Runtimes,
     pub(crate) confine: crate::confine::Confine,
-    /// Containers whose records could not be read; as long as there are any, no image goes.
-    pub(crate) unreadable: Mutex<Vec<String>>,
+    /// What is left over and not gone yet.
+    pub(crate) leftovers: crate::reconcile::Leftovers,
     /// On runroot, for as long as this criod lives.
     pub(crate) _lock: nix::fcntl::Flock<std::fs::File>,
 }
@@ -335,6 +342,10 @@ impl Node {
         self.containers.read().unwrap_or_else(PoisonError::into_inner).contains_key(id)
     }
 
+    pub(crate) fn has_pod(&self, id: &str) -> bool {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+    }
+
     pub(crate) fn all_pods(&self) -> Vec<Arc<Pod>> {
         self.pods.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
@@ -348,9 +359,14 @@ impl Node {
     }
 
     pub(crate) fn add_pod(&self, record: PodRecord) -> Arc<Pod> {
+        self.put_pod(record, None)
+    }
+
+    /// Adds a pod, with the reason if its record on disk cannot be read.
+    pub(crate) fn put_pod(&self, record: PodRecord, problem: Option<String>) -> Arc<Pod> {
         let pod = Arc::new(Pod {
             id: record.id.clone(),
-            record: Kept::new(record.clone(), self.paths.pod(&record.id)),
+            record: Kept::new(record.clone(), self.paths.pod(&record.id), problem),
             op: tokio::sync::Mutex::default(),
             told: crate::events::Told::default(),
         });
@@ -360,10 +376,19 @@ impl Node {
     }
 
     pub(crate) fn add_container(&self, record: ContainerRecord) -> Arc<Container> {
+        self.put_container(record, None)
+    }
+
+    /// Adds a container, with the reason if its record on disk cannot be read.
+    pub(crate) fn put_container(
+        &self,
+        record: ContainerRecord,
+        problem: Option<String>,
+    ) -> Arc<Container> {
         let id = record.id.clone();
         let ended = record.state == ContainerState::Exited;
         let container = Arc::new(Container {
-            record: Kept::new(record, self.paths.container(&id)),
+            record: Kept::new(record, self.paths.container(&id), problem),
             monitor: Monitor::new(
                 &id,
                 self.paths.container_run(&id),
@@ -379,6 +404,14 @@ impl Node {
         let mut all = self.containers.write().unwrap_or_else(PoisonError::into_inner);
         all.insert(id, Arc::clone(&container));
         container
+    }
+
+    /// Whether any image may be that of this container, as its record cannot be read.
+    pub(crate) fn of_unknown_image(&self, container: &Container) -> bool {
+        let record = container.record.get();
+        container.record.problem().is_some()
+            && record.image_id.is_empty()
+            && !(record.infra && self.config.pause_image.is_empty())
     }
 
     pub(crate) fn forget_pod(&self, id: &str) {

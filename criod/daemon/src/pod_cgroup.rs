@@ -132,6 +132,16 @@ impl Node {
         set.map_err(|source| resources_error(group, source))
     }
 
+    /// Removes all cgroups that are named after a container or pod, wherever they are; whatever is in
+    /// them is killed. Blocks.
+    pub(crate) fn remove_cgroups_of(&self, id: &str) -> Result<()> {
+        for group in self.hierarchy.named(&format!("crio-{id}")) {
+            group.kill().and_then(|()| group.remove()).map_err(|source| failed(&group, source))?;
+        }
+        let group = self.cgroup(&format!("{ABOVE}/pod{id}"))?;
+        group.kill().and_then(|()| group.remove()).map_err(|source| failed(&group, source))
+    }
+
     /// Removes the pod's own cgroup; whatever is in it is killed. Blocks.
     pub(crate) fn remove_own_cgroup(&self, record: &PodRecord) -> Result<()> {
         let group = self.cgroup(&cgroup_name(record, &record.id))?;
@@ -184,8 +194,12 @@ impl Node {
         merge(&mut linux.overhead, request.overhead);
         check(&config, self.able())?;
         let before = record.config.clone();
-        let record = pod.record.update(Save::Now, |r| r.config.0 = config)?;
-        if !record.cgroup_own {
+        let own = record.cgroup_own;
+        let record = pod.record.update(Save::Now, |r| {
+            r.config.0 = config;
+            r.limiting = own;
+        })?;
+        if !own {
             return Ok(());
         }
         let done = match self.limit_pod(&self.cgroup(&parent(&record))?, &record) {
@@ -193,19 +207,23 @@ impl Node {
             Err(e) if matches!(e.cgroup(), Some(cgroup::Error::NotFound { .. })) => Ok(()),
             done => done,
         };
-        if done.is_err() {
-            pod.record.update(Save::Soon, |r| r.config = before)?;
-        }
+        pod.record.update(Save::Soon, |r| {
+            r.limiting = false;
+            if done.is_err() {
+                r.config = before;
+            }
+        })?;
         done
     }
 
     /// What an update had put on record when criod died may not have come into the cgroup.
     pub(crate) fn limit_pod_again(&self, pod: &Pod) {
         let record = pod.record.get();
-        if !record.cgroup_own || record.state != PodState::Ready {
+        if !record.limiting || !record.cgroup_own || record.state != PodState::Ready {
             return;
         }
         let done = self.cgroup(&parent(&record)).and_then(|g| self.limit_pod(&g, &record));
+        let done = done.and_then(|()| pod.record.update(Save::Soon, |r| r.limiting = false));
         if let Err(e) = done {
             tracing::warn!(pod = pod.id, "its limits: {}", e.chain());
         }

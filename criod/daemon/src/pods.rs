@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use crate::confine::PodLabels;
 use crate::error::{Error, Kind, Result};
 use crate::node::{Node, Pod, PodKey, Save, blocking, lock, new_id, on_disk, pod_key};
-use crate::record::{ContainerState, PodRecord, PodState};
+use crate::record::{self, ContainerState, PodRecord, PodState};
 use crate::{files, pod_cgroup, spec};
 
 /// The most bytes of labels and annotations of one pod or container; Kubernetes allows a quarter.
@@ -342,6 +342,12 @@ impl Node {
         Ok(())
     }
 
+    /// Gives back what a pod of an earlier boot has left outside of this node's memory: its addresses.
+    pub(crate) async fn return_network(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
+        let _op = pod.op.lock().await;
+        if pod.record.get().attached { self.disconnect(pod).await } else { Ok(()) }
+    }
+
     /// Gives the network back, then the namespaces.
     async fn disconnect(self: &Arc<Self>, pod: &Arc<Pod>) -> Result<()> {
         let record = pod.record.get();
@@ -397,13 +403,13 @@ impl Node {
         self.disconnect(pod).await?;
         let (node, own) = (Arc::clone(self), Arc::clone(pod));
         blocking(move || node.remove_parent(&own.record.get())).await?;
-        let dir = pod.record.dir().clone();
+        let (node, own) = (Arc::clone(self), Arc::clone(pod));
         pod.record.end();
-        blocking(move || match std::fs::remove_dir_all(&dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::file("remove", &dir)(e))
+        blocking(move || {
+            if own.record.problem().is_some() {
+                node.remove_cgroups_of(&own.id)?;
             }
-            _ => Ok(()),
+            record::remove(own.record.dir())
         })
         .await?;
         self.forget_pod(&pod.id);

@@ -2,16 +2,28 @@
 //!
 //! ```text
 //! <root>/pods/<id>/record.json         <root>/containers/<id>/record.json
+//!                  first.json                             first.json
 //! ```
 //! A record is written durably (fsync of file and folder) once, before the first side effect that
 //! outlives a reboot; later steps replace it by rename alone, which a SIGKILL cannot undo. Requests
 //! stand in it byte for byte as they came (protobuf in base64), so that nothing of them is lost.
+//!
+//! `first.json` is another name of the record as it was first: it holds what the client asked for,
+//! and no later write can damage it. It serves only where the record cannot be read ([`Damaged`]).
+//! A removal takes it away before anything else, and the record last:
+//!
+//! | record | first | the folder is                                              |
+//! |--------|-------|------------------------------------------------------------|
+//! | there  | any   | a pod's or container's                                     |
+//! | –      | there | one whose record has been lost: unreadable                 |
+//! | –      | –     | what a removal, or a creation before its record, has left  |
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use api_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use base64::Engine;
@@ -19,6 +31,7 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 
 use crate::error::{Error, Kind, Result};
 
@@ -88,6 +101,14 @@ pub(crate) struct PodRecord {
     /// The pod's cgroup was made for this pod, so its limits are criod's.
     #[serde(default)]
     pub(crate) cgroup_own: bool,
+    /// An update has been put on record and may not have come into the cgroup. Records of releases
+    /// that do not say it may be of such ones.
+    #[serde(default = "yes")]
+    pub(crate) limiting: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl PodRecord {
@@ -113,6 +134,7 @@ impl PodRecord {
             selinux: None,
             cgroup_top: String::new(),
             cgroup_own: false,
+            limiting: false,
         }
     }
 }
@@ -138,6 +160,9 @@ pub(crate) enum ContainerState {
     Exited,
     /// What is left of it is being taken away; not listed.
     Removing,
+    /// Its record cannot be read. Never on disk.
+    #[serde(skip)]
+    Unknown,
 }
 
 /// A container.
@@ -239,12 +264,26 @@ impl ContainerRecord {
 }
 
 const NAME: &str = "record.json";
+const FIRST: &str = "first.json";
+const NEW: &str = "record.new";
+
+/// Hexadecimal digits of an id.
+const DIGITS: usize = 64;
+/// Threads that read records at a start: most of the time is the disk's.
+const READERS: usize = 8;
+/// The longest record, in bytes: a request has at most 16 MiB.
+const LONGEST: u64 = 64 << 20;
+
+/// Whether a name is one that criod gives to a pod or container.
+pub(crate) fn is_id(name: &str) -> bool {
+    name.len() == DIGITS && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
 
 /// Writes a record into its folder; `durable`, which also makes the folder, before anything that
 /// outlives a reboot.
 pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Result<()> {
     let path = dir.join(NAME);
-    let temp = dir.join("record.new");
+    let temp = dir.join(NEW);
     let bytes = serde_json::to_vec(record)
         .map_err(|e| Kind::Record { path: path.clone(), problem: e.to_string() })?;
     let write = || {
@@ -258,6 +297,7 @@ pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Resul
         }
         fs::rename(&temp, &path)?;
         if durable {
+            keep_first(&path, &dir.join(FIRST));
             File::open(dir)?.sync_all()?;
             if let Some(parent) = dir.parent() {
                 File::open(parent)?.sync_all()?;
@@ -268,64 +308,212 @@ pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Resul
     write().map_err(Error::file("write", &path))
 }
 
-/// Records that could be read, and the ids of those that could not, with the reason.
-pub(crate) type Loaded<T> = (Vec<T>, Vec<(String, Error)>);
+/// Gives the record that has just been written a second name, unless an earlier one has it. Nothing
+/// depends on it but what is shown of a record that is damaged.
+fn keep_first(record: &Path, first: &Path) {
+    match fs::hard_link(record, first) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => {
+            tracing::debug!(path = %first.display(), "no second name for a record: {e}");
+        }
+        _ => {}
+    }
+}
 
-/// Reads every record below `root`. What cannot be read comes back as its id and the reason.
-pub(crate) fn load_all<T: DeserializeOwned>(root: &Path) -> Result<Loaded<T>> {
-    let (mut good, mut bad) = (Vec::new(), Vec::new());
-    let entries = match fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok((good, bad)),
-        Err(e) => return Err(Error::file("read", root)(e)),
+/// Removes a record's folder with all that is in it: the record itself last, so that what a removal
+/// leaves that is cut short is still known for what it is.
+pub(crate) fn remove(dir: &Path) -> Result<()> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    };
+    // It does not go into what is mounted.
+    let tree = |path: &Path| {
+        let id = || dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let failed =
+            |source| Error::from(Kind::Storage { id: id(), action: "remove its folder", source });
+        storage::remove_tree(path).map_err(failed)
+    };
+    if fs::symlink_metadata(dir).is_ok_and(|m| !m.is_dir()) {
+        return tree(dir);
+    }
+    tree(&dir.join(FIRST))?;
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::file("read", dir))?,
     };
     for entry in entries {
-        let entry = entry.map_err(Error::file("read", root))?;
-        let id = entry.file_name().to_string_lossy().into_owned();
-        let path = entry.path().join(NAME);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            // A folder without a record never had one written whole: nothing happened in it.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                // Anything else in it is nobody's to delete.
-                let _ = fs::remove_file(entry.path().join("record.new"));
-                let _ = fs::remove_dir(entry.path());
-                continue;
+        let entry = entry.map_err(Error::file("read", dir))?;
+        if entry.file_name() != NAME {
+            tree(&entry.path())?;
+        }
+    }
+    tree(&dir.join(NAME))?;
+    gone(fs::remove_dir(dir)).map_err(Error::file("remove", dir))
+}
+
+/// Whether a folder has a record, whatever can be read of it.
+pub(crate) fn exists(dir: &Path) -> bool {
+    // What cannot be asked may be there.
+    let there = |name| !matches!(fs::symlink_metadata(dir.join(name)), Err(e) if e.kind() == ErrorKind::NotFound);
+    there(NAME) || there(FIRST)
+}
+
+/// A record that cannot be read, and what can be read of it.
+#[derive(Debug)]
+pub(crate) struct Damaged {
+    /// The name of its folder.
+    pub(crate) id: String,
+    pub(crate) problem: Error,
+    /// When it was made, at the latest: nanoseconds since the Unix epoch.
+    pub(crate) created_at: i64,
+    /// Single values of the record as it was first, and over these of the damaged one.
+    values: Map<String, Value>,
+    damaged: Map<String, Value>,
+}
+
+impl Damaged {
+    /// A record with every value that can be read, in place of those of `base`.
+    pub(crate) fn mend<T: Serialize + DeserializeOwned>(&self, base: T) -> T {
+        let Ok(Value::Object(mut all)) = serde_json::to_value(&base) else { return base };
+        let mut best = base;
+        for (key, value) in self.values.iter().chain(&self.damaged) {
+            let before = all.insert(key.clone(), value.clone());
+            match T::deserialize(Value::Object(all.clone())) {
+                Ok(mended) => best = mended,
+                Err(_) => {
+                    match before {
+                        Some(before) => all.insert(key.clone(), before),
+                        None => all.remove(key),
+                    };
+                }
             }
-            Err(e) => {
-                bad.push((id, Error::file("read", &path)(e)));
-                continue;
-            }
-        };
-        match serde_json::from_slice(&bytes) {
+        }
+        best
+    }
+}
+
+/// Records that could be read, and what is known of those that could not.
+pub(crate) type Loaded<T> = (Vec<T>, Vec<Damaged>);
+
+/// Something with an id.
+pub(crate) trait Record: Serialize + DeserializeOwned + Send {
+    fn id(&self) -> &str;
+}
+
+impl Record for PodRecord {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Record for ContainerRecord {
+    fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+/// Reads every record below `root`, several at a time, in the order of ids.
+///
+/// # Errors
+/// Where the folder itself cannot be read. A record that cannot is no error: it comes back as such.
+pub(crate) fn load_all<T: Record>(root: &Path) -> Result<Loaded<T>> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
+        Err(e) => return Err(Error::file("read", root)(e)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(Error::file("read", root))?.file_name();
+        match name.into_string() {
+            Ok(name) if is_id(&name) => ids.push(name),
+            other => tracing::debug!(root = %root.display(), ?other, "not a name of ours"),
+        }
+    }
+    ids.sort_unstable();
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for one in in_parallel(&ids, |id| load(root, id)).into_iter().flatten() {
+        match one {
             Ok(record) => good.push(record),
-            Err(e) => bad.push((id, Kind::Record { path, problem: e.to_string() }.into())),
+            Err(damaged) => bad.push(*damaged),
         }
     }
     Ok((good, bad))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn round_trip_and_a_bad_one_beside_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = PodSandboxConfig { hostname: "h".into(), ..Default::default() };
-        let mut record = PodRecord::new("a".into(), config, 5, "b");
-        record.ips = vec!["10.0.0.1".parse().unwrap()];
-        record.attached = true;
-        save(&dir.path().join("a"), &record, true).unwrap();
-        save(&dir.path().join("a"), &record, false).unwrap();
-        fs::create_dir(dir.path().join("b")).unwrap();
-        fs::write(dir.path().join("b/record.json"), "{").unwrap();
-        fs::create_dir(dir.path().join("empty")).unwrap();
-        let (good, bad) = load_all::<PodRecord>(dir.path()).unwrap();
-        assert_eq!(good.len(), 1);
-        assert_eq!(good[0].config, record.config);
-        assert_eq!(bad.len(), 1);
-        assert_eq!(bad[0].0, "b");
-        assert!(!dir.path().join("empty").exists());
-    }
+/// Does something with all of them, by a few threads, and gives the answers in their order.
+pub(crate) fn in_parallel<A: Sync, B: Send>(all: &[A], work: impl Fn(&A) -> B + Sync) -> Vec<B> {
+    let part = all.len().div_ceil(READERS).max(1);
+    std::thread::scope(|scope| {
+        let begin = |part| {
+            let work = &work;
+            scope.spawn(move || Iterator::collect::<Vec<B>>(<[A]>::iter(part).map(work)))
+        };
+        let threads: Vec<_> = all.chunks(part).map(begin).collect();
+        threads
+            .into_iter()
+            .flat_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
+    })
 }
+
+/// One record; `None` for a folder without any.
+fn load<T: Record>(root: &Path, id: &str) -> Option<Result<T, Box<Damaged>>> {
+    let dir = root.join(id);
+    let path = dir.join(NAME);
+    // Of a write that was cut short: nobody writes yet.
+    let _ = fs::remove_file(dir.join(NEW));
+    let bytes = match read(&path) {
+        Ok(bytes) => bytes,
+        // It never had one written whole, so that nothing happened in it, or it is all but removed.
+        Err(e) if e.kind() == ErrorKind::NotFound && !exists(&dir) => {
+            let _ = fs::remove_dir(&dir);
+            return None;
+        }
+        Err(e) => return Some(Err(damaged(&dir, id, Error::file("read", path)(e), &[]))),
+    };
+    let problem = match serde_json::from_slice::<T>(&bytes) {
+        Ok(record) if record.id() == id => return Some(Ok(record)),
+        Ok(record) => {
+            // None of it is this one's.
+            let problem = format!("it is that of {}", record.id());
+            return Some(Err(damaged(&dir, id, Kind::Record { path, problem }.into(), &[])));
+        }
+        Err(e) => e.to_string(),
+    };
+    Some(Err(damaged(&dir, id, Kind::Record { path, problem }.into(), &bytes)))
+}
+
+/// A file's bytes; what is no file, or longer than any record, is an error.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let meta = fs::metadata(path)?;
+    if !meta.is_file() {
+        return Err(io::Error::new(ErrorKind::InvalidData, "it is not a file"));
+    }
+    if meta.len() > LONGEST {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, "it is too long"));
+    }
+    fs::read(path)
+}
+
+fn damaged(dir: &Path, id: &str, problem: Error, bytes: &[u8]) -> Box<Damaged> {
+    let object = |bytes: &[u8]| serde_json::from_slice(bytes).unwrap_or_default();
+    let first = dir.join(FIRST);
+    let time = |path: &Path| {
+        let since = fs::symlink_metadata(path).ok()?.modified().ok()?;
+        i64::try_from(since.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
+    };
+    let times = [time(&first), time(&dir.join(NAME)), time(dir)];
+    let mut all = [read(&first).map(|b| object(&b)).unwrap_or_default(), object(bytes)];
+    for values in &mut all {
+        // Where it stands is what nobody knows.
+        let _: Option<Value> = Map::remove(values, "state");
+        values.remove("id");
+    }
+    let [values, damaged] = all;
+    let created_at = times.into_iter().flatten().min().unwrap_or_default();
+    Box::new(Damaged { id: id.to_owned(), problem, created_at, values, damaged })
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,87 +4,62 @@
 //! records ─▶ all loaded ─▶ (only now) the socket is served
 //!    pods        Creating, Removing ─▶ undone in the background     Ready, stopping ─▶ stop goes on
 //!    containers  Creating, Removing ─▶ undone                       Created, Running ─▶ watched again
-//!    another boot: containers EXITED, pods NOTREADY, until the kubelet removes them
-//! unreadable  ─▶ put aside, said, never deleted; the rest is served
+//!    another boot: containers EXITED, pods NOTREADY, until the client removes them
+//!    unreadable:   containers UNKNOWN, pods NOTREADY, likewise ([`unknown`])
 //! ```
-//! Loading only reads. What was left half done is retried for ever ([`reconcile`]).
+//! Loading only reads, several files at a time. What was left half done is the business of
+//! [`crate::reconcile`].
 
-use std::collections::BTreeMap;
+mod unknown;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
-use api_monitor::monitor::Phase;
+use api_monitor::monitor::{Phase, StateResponse};
 use tracing::{error, info, warn};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::life::{note_end, refresh};
 use crate::monitor::last_state;
-use crate::node::{Node, lock};
-use crate::record::{self, ContainerRecord, ContainerState, PodRecord, PodState};
-use crate::streaming;
+use crate::node::{Node, on_disk};
+use crate::reconcile;
+use crate::record::{self, ContainerRecord, ContainerState, Damaged, PodRecord, PodState};
 
-/// Between rounds of taking away what is left over: first, and at most.
-const FIRST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(60);
+/// What a container that was lost with its boot ended with.
+const LOST: i32 = 255;
 
 /// Loads every record. Nothing is served before this is done.
 pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
+    on_disk(|| load_now(node))
+}
+
+fn load_now(node: &Arc<Node>) -> Result<()> {
+    let began = Instant::now();
     let (pods, bad_pods) = record::load_all::<PodRecord>(&node.paths.pods())?;
     let (containers, bad_containers) =
         record::load_all::<ContainerRecord>(&node.paths.containers())?;
-    *lock(&node.unreadable) = bad_containers.iter().map(|(id, _)| id.clone()).collect();
-    for (id, e) in bad_pods.iter().chain(&bad_containers) {
-        error!(id, "a record cannot be read and is left alone: {}", e.chain());
-    }
     for record in pods {
-        node.last_time.fetch_max(record.created_at, std::sync::atomic::Ordering::SeqCst);
-        let other_boot = record.boot_id != node.boot_id;
-        let pod = node.add_pod(record);
-        if other_boot {
-            pod.record.note(|r| {
-                if r.state == PodState::Ready {
-                    r.state = PodState::NotReady;
-                }
-                r.infra_pid = 0;
-            });
-        }
+        add_pod(node, record);
     }
-    for record in containers {
-        node.last_time.fetch_max(record.created_at, std::sync::atomic::Ordering::SeqCst);
-        hold(node, &record);
-        let other_boot = record.boot_id != node.boot_id;
-        let container = node.add_container(record);
-        let state = container.record.get().state;
-        let live = matches!(state, ContainerState::Created | ContainerState::Running);
-        if !live {
-            continue;
-        }
-        if other_boot {
-            container.record.note(|r| {
-                r.state = ContainerState::Exited;
-                r.exit_code = 255;
-                r.finished_at = r.finished_at.max(r.started_at).max(r.created_at);
-                r.reason = "ContainerStatusUnknown".into();
-                r.message = "the node was booted".into();
-            });
-            container.ended.send_replace(true);
-            continue;
-        }
-        let run = node.paths.container_run(&container.id);
-        forget_output(&run);
-        refresh(&container, &run);
-        if let Some(state) = last_state(&run)
-            && matches!(
-                state.phase.enum_value(),
-                Ok(Phase::PHASE_EXITED | Phase::PHASE_FAILED | Phase::PHASE_DELETED)
-            )
-        {
-            note_end(&container, &state);
-            container.ended.send_replace(true);
-        }
+    // What monitors wrote down last, read before it is asked for one by one.
+    let live = |r: &ContainerRecord| {
+        matches!(r.state, ContainerState::Created | ContainerState::Running)
+            && r.boot_id == node.boot_id
+    };
+    let states = record::in_parallel(&containers, |r| {
+        let run = node.paths.container_run(&r.id);
+        live(r).then(|| {
+            forget_output(&run);
+            last_state(&run)
+        })
+    });
+    for (record, state) in containers.into_iter().zip(states) {
+        add_container(node, record, state.flatten());
     }
+    add_unreadable(node, &bad_pods, &bad_containers);
     for pod in node.all_pods() {
         let shared = pod.record.get().infra_pid > 0;
         let infra = node.container(&pod.id).map(|c| c.record.get().state);
@@ -93,13 +68,93 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
         }
     }
     node.nothing_to_tell();
-    info!(pods = node.all_pods().len(), containers = node.all_containers().len(), "records loaded");
+    let millis = began.elapsed().as_millis();
+    let (pods, containers) = (node.all_pods().len(), node.all_containers().len());
+    info!(pods, containers, millis, "records loaded");
     Ok(())
+}
+
+fn add_pod(node: &Node, record: PodRecord) {
+    node.last_time.fetch_max(record.created_at, Ordering::SeqCst);
+    let other_boot = record.boot_id != node.boot_id;
+    let pod = node.add_pod(record);
+    if other_boot {
+        pod.record.note(|r| {
+            if r.state == PodState::Ready {
+                r.state = PodState::NotReady;
+            }
+            r.infra_pid = 0;
+        });
+    }
+}
+
+fn add_container(node: &Node, record: ContainerRecord, state: Option<StateResponse>) {
+    node.last_time.fetch_max(record.created_at, Ordering::SeqCst);
+    hold(node, &record);
+    let other_boot = record.boot_id != node.boot_id;
+    let live = matches!(record.state, ContainerState::Created | ContainerState::Running);
+    let container = node.add_container(record);
+    if !live {
+        return;
+    }
+    if other_boot {
+        container.record.note(ended_with_its_boot);
+        container.ended.send_replace(true);
+        return;
+    }
+    let Some(state) = state else { return };
+    refresh(&container, &state);
+    if matches!(
+        state.phase.enum_value(),
+        Ok(Phase::PHASE_EXITED | Phase::PHASE_FAILED | Phase::PHASE_DELETED)
+    ) {
+        note_end(&container, &state);
+        container.ended.send_replace(true);
+    }
+}
+
+/// What ran when the machine went down runs no more.
+fn ended_with_its_boot(r: &mut ContainerRecord) {
+    r.state = ContainerState::Exited;
+    r.exit_code = LOST;
+    r.finished_at = r.finished_at.max(r.started_at).max(r.created_at);
+    r.reason = "ContainerStatusUnknown".into();
+    r.message = "the node was booted".into();
+}
+
+/// Pods and containers whose records cannot be read, as far as they are known from elsewhere.
+fn add_unreadable(node: &Arc<Node>, pods: &[Damaged], containers: &[Damaged]) {
+    for damaged in pods.iter().chain(containers) {
+        let problem = damaged.problem.chain();
+        error!(id = damaged.id, "unreadable, put aside until its removal is asked for: {problem}");
+    }
+    // Containers first: a pod may be known by them.
+    for damaged in containers {
+        let mut record = unknown::container(node, damaged, pods);
+        node.last_time.fetch_max(record.created_at, Ordering::SeqCst);
+        hold(node, &record);
+        if record.boot_id != node.boot_id {
+            ended_with_its_boot(&mut record);
+        }
+        node.put_container(record, Some(damaged.problem.chain()));
+    }
+    let cached = match pods {
+        [] => Vec::new(),
+        _ => node.network.cached().unwrap_or_else(|e| {
+            warn!("{}", e.chain());
+            Vec::new()
+        }),
+    };
+    for damaged in pods {
+        let record = unknown::pod(node, damaged, &cached);
+        node.last_time.fetch_max(record.created_at, Ordering::SeqCst);
+        node.put_pod(record, Some(damaged.problem.chain()));
+    }
 }
 
 /// Output of commands whose callers went with the criod before.
 fn forget_output(run: &Path) {
-    for name in entries(run) {
+    for name in reconcile::entries(run) {
         if name.starts_with("exec-") && (name.ends_with(".stdout") || name.ends_with(".stderr")) {
             let _ = fs::remove_file(run.join(name));
         }
@@ -115,31 +170,38 @@ fn hold(node: &Node, record: &ContainerRecord) {
 
 /// Takes up what was under way.
 pub(crate) async fn resume(node: &Arc<Node>) {
-    let ready: Vec<_> = node
+    let began = Instant::now();
+    let attached: Vec<_> = node
         .all_pods()
         .iter()
         .map(|p| p.record.get())
-        .filter(|r| r.state == PodState::Ready)
+        // Those of pods that are to be undone go, so that a repeated call has the ports at once.
+        .filter(|r| matches!(r.state, PodState::Ready | PodState::NotReady))
+        .filter(|r| r.attached && r.boot_id == node.boot_id)
         .collect();
-    node.network.begin_with(&ready).await;
+    node.network.begin_with(&attached);
+    let mut watched = Vec::new();
     for container in node.all_containers() {
         let record = container.record.get();
         match record.state {
             ContainerState::Created | ContainerState::Running => {
                 tokio::spawn(Arc::clone(node).watch(Arc::clone(&container)));
                 if record.updating.is_some() {
-                    tokio::spawn(Arc::clone(node).finish_update(container));
+                    tokio::spawn(Arc::clone(node).finish_update(Arc::clone(&container)));
                 }
+                watched.push(container);
             }
             ContainerState::Creating => {
                 container.record.note(|r| r.state = ContainerState::Removing);
             }
-            ContainerState::Exited | ContainerState::Removing => {}
+            ContainerState::Exited | ContainerState::Removing | ContainerState::Unknown => {}
         }
     }
     for pod in node.all_pods() {
         let record = pod.record.get();
-        crate::node::on_disk(|| node.limit_pod_again(&pod));
+        if record.limiting {
+            on_disk(|| node.limit_pod_again(&pod));
+        }
         if record.state == PodState::Creating {
             node.network.unsettled(&pod.id);
             pod.record.note(|r| r.state = PodState::Removing);
@@ -152,104 +214,21 @@ pub(crate) async fn resume(node: &Arc<Node>) {
             });
         }
     }
-    tokio::spawn(reconcile(Arc::clone(node)));
+    say_when_watched(watched, began);
+    tokio::spawn(reconcile::run(Arc::clone(node)));
 }
 
-/// Takes away what is left over, again and again until it is gone: each thing by a task of its own,
-/// so that one that hangs holds up no other.
-async fn reconcile(node: Arc<Node>) {
-    orphans(&node).await;
-    let mut busy: BTreeMap<String, Leftover> = BTreeMap::new();
-    loop {
-        for container in node.all_containers() {
-            container.record.catch_up();
-            if container.record.get().state == ContainerState::Removing {
-                let (node, id) = (Arc::clone(&node), container.id.clone());
-                let work = async move { node.remove_this(&container).await };
-                take_up(&mut busy, format!("container {id}"), work);
+/// Logs when every container that lives has its monitor's ear again.
+fn say_when_watched(all: Vec<Arc<crate::node::Container>>, began: Instant) {
+    let (count, left) = (all.len(), Arc::new(AtomicUsize::new(all.len())));
+    for container in all {
+        let left = Arc::clone(&left);
+        tokio::spawn(async move {
+            container.monitor.reached().await;
+            if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+                let millis = began.elapsed().as_millis();
+                info!(containers = count, millis, "all are watched again");
             }
-        }
-        for pod in node.all_pods() {
-            pod.record.catch_up();
-            if pod.record.get().state == PodState::Removing {
-                let (node, id) = (Arc::clone(&node), pod.id.clone());
-                let work = async move { node.take_pod_away(&pod).await };
-                take_up(&mut busy, format!("pod {id}"), work);
-            }
-        }
-        // What has not been heard of for long is gone.
-        let forgotten = |l: &Leftover| l.task.is_finished() && l.next.elapsed() > LONGEST;
-        busy.retain(|_, l| !forgotten(l));
-        tokio::time::sleep(FIRST).await;
+        });
     }
-}
-
-/// An attempt to take something away, and when the next one is due should it fail.
-struct Leftover {
-    task: tokio::task::JoinHandle<()>,
-    pause: Duration,
-    next: Instant,
-}
-
-/// Begins another attempt, unless one is under way or it is too early.
-fn take_up(
-    busy: &mut BTreeMap<String, Leftover>,
-    what: String,
-    work: impl Future<Output = Result<()>> + Send + 'static,
-) {
-    let pause = match busy.get(&what) {
-        Some(l) if !l.task.is_finished() || l.next > Instant::now() => return,
-        Some(l) => (l.pause * 2).min(LONGEST),
-        None => FIRST,
-    };
-    let name = what.clone();
-    let task = tokio::spawn(async move {
-        if let Err(e) = work.await {
-            warn!("{name}: still not gone: {}", e.chain());
-        }
-    });
-    busy.insert(what, Leftover { task, pause, next: Instant::now() + pause });
-}
-
-/// Folders and descriptors of what no record knows: left by a creation that died before its record
-/// was written, or by a removal that died after.
-async fn orphans(node: &Arc<Node>) {
-    let run = &node.paths.run;
-    for name in entries(&run.join("ns")) {
-        let known = node.pod(&name).is_ok() || node.paths.pod(&name).exists();
-        if !known && let Err(e) = namespace::remove(&node.paths.namespaces(&name)) {
-            warn!(pod = name, "left over namespaces: {e}");
-        }
-    }
-    for name in entries(&run.join("pods")) {
-        let known = node.pod(&name).is_ok() || node.paths.pod(&name).exists();
-        if !known && let Err(e) = crate::files::remove(&node.paths.pod_run(&name)) {
-            warn!(pod = name, "left over files: {}", e.chain());
-        }
-    }
-    for name in entries(&run.join("containers")) {
-        let known = node.container(&name).is_ok() || node.paths.container(&name).exists();
-        if !known && !crate::monitor::lives(&node.paths.container_run(&name)) {
-            let dir = node.paths.container_run(&name);
-            let gone = crate::volumes::unmount(&dir)
-                .and_then(|()| fs::remove_dir_all(&dir).map_err(Error::file("remove", &dir)));
-            if let Err(e) = gone {
-                warn!("{}", e.chain());
-            }
-        }
-    }
-    for id in node.keeper.held().await.unwrap_or_default() {
-        if node.container(&id).is_err()
-            && !streaming::is_stream(&id)
-            && !node.paths.container(&id).exists()
-            && let Err(e) = node.keeper.forget(&id).await
-        {
-            warn!("{}", e.chain());
-        }
-    }
-}
-
-fn entries(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|e| e.file_name().into_string().ok()).collect()
 }

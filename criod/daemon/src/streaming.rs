@@ -130,6 +130,11 @@ impl Streams {
         Ok((streams, listener))
     }
 
+    /// Removes tokens that nobody can show any more.
+    pub(crate) fn forget_late(&self) {
+        self.tokens.forget_late();
+    }
+
     /// The URL at which a ticket is served, once.
     fn url(&self, ticket: Ticket) -> Result<String> {
         let path = ticket.purpose.path();

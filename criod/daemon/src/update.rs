@@ -165,7 +165,7 @@ fn may_change(record: &ContainerRecord) -> Result<()> {
         }
         _ if record.infra => Err(Error::not_found("container", &record.id)),
         ContainerState::Created | ContainerState::Running => Ok(()),
-        ContainerState::Exited => Err(not_there(&record.id)),
+        ContainerState::Exited | ContainerState::Unknown => Err(not_there(&record.id)),
     }
 }
 

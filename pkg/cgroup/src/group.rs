@@ -256,6 +256,27 @@ impl Cgroup {
     }
 }
 
+impl Hierarchy {
+    /// The groups whose last name is this one, wherever they are in whichever hierarchy, by name.
+    /// Folders that come and go meanwhile are passed over.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Vec<Cgroup> {
+        let mut found = std::collections::BTreeSet::new();
+        for mount in self.mounts().iter().chain(self.beside()) {
+            // What cannot be read is in nobody's way but the caller's, who finds nothing there.
+            let _ = for_each_below(&mount.mountpoint, &mut |folder| {
+                if folder.file_name().is_some_and(|last| last == name)
+                    && let Ok(below) = folder.strip_prefix(&mount.mountpoint)
+                {
+                    found.insert(format!("/{}", below.to_string_lossy()));
+                }
+                Ok(())
+            });
+        }
+        found.iter().filter_map(|name| Cgroup::at(self, name).ok()).collect()
+    }
+}
+
 fn inherit_cpuset(above: &Path, folder: &Path) -> Result<()> {
     let mut buffer = Buffer::default();
     for name in ["cpuset.cpus", "cpuset.mems"] {

@@ -437,3 +437,15 @@ fn life_of_a_version_2_group() {
     cgroup.remove().unwrap();
     assert!(!cgroup.exists());
 }
+
+#[test]
+fn found_by_the_last_part_of_its_name() {
+    let group = Group::new();
+    let own = format!("crio-{}", group.0.name().trim_matches('/'));
+    let hierarchy = Hierarchy::detect().unwrap();
+    assert!(hierarchy.named(&own).is_empty());
+    let deep = group.0.child(&format!("pod/{own}")).unwrap();
+    deep.create().unwrap();
+    group.0.child(&format!("pod/x{own}")).unwrap().create().unwrap();
+    assert_eq!(hierarchy.named(&own), [deep]);
+}

@@ -7,10 +7,12 @@
 //! A record that cannot be read is renamed to `<name>.damaged`, so that it is out of the way but
 //! can still be looked at.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
 
@@ -25,6 +27,20 @@ pub(crate) fn tmp_path(folder: &Path) -> PathBuf {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     folder.join(format!("{TMP_PREFIX}{}-{number}", std::process::id()))
+}
+
+/// What could not be removed, to be tried again.
+static LEFT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Notes what could not be removed and is of no use.
+pub(crate) fn note_left(path: &Path) {
+    LEFT.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_owned());
+}
+
+/// What has been noted below `root` and is noted no longer.
+pub(crate) fn take_left(root: &Path) -> Vec<PathBuf> {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    left.extract_if(.., |path| path.starts_with(root)).collect()
 }
 
 /// Makes the names in a folder durable.
@@ -61,8 +77,10 @@ pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&tmp, &path));
     if let Err(e) = written {
-        // What could not be written is of no use; if this fails too, opening removes it.
-        let _ = fs::remove_file(&tmp);
+        // What could not be written is of no use.
+        if fs::remove_file(&tmp).is_err() {
+            note_left(&tmp);
+        }
         return Err(Error::io("write", &path, e));
     }
     sync_folder(folder)
@@ -105,4 +123,20 @@ pub(crate) fn put_aside(path: &Path, why: &dyn std::fmt::Display) {
 /// Whether a name is that of something put aside.
 pub(crate) fn is_aside(name: &str) -> bool {
     name.contains(DAMAGED_SUFFIX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_taken_once_and_by_its_store() {
+        let (a, b) = (Path::new("/left/a"), Path::new("/left/b"));
+        note_left(&a.join("tmp-1"));
+        note_left(&a.join("tmp-1"));
+        note_left(&b.join("tmp-1"));
+        assert_eq!(take_left(a), [a.join("tmp-1")]);
+        assert!(take_left(a).is_empty());
+        assert_eq!(take_left(b), [b.join("tmp-1")]);
+    }
 }

@@ -88,6 +88,7 @@ impl Drop for Tmp {
         if self.armed
             && let Err(e) = tree::remove_tree(&self.path)
         {
+            durable::note_left(&self.path);
             tracing::warn!(path = %self.path.display(), error = %e, "cannot remove");
         }
     }

@@ -193,6 +193,15 @@ impl Store {
         Ok(collected)
     }
 
+    /// Tries again to remove what could not be removed: what was written halfway, and trees of layers
+    /// that are gone.
+    ///
+    /// # Errors
+    /// The first one; everything is tried, and again with the next call.
+    pub fn sweep(&self) -> Result<()> {
+        self.remove_trees(durable::take_left(&self.inner.root))
+    }
+
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         // Each change of the state is whole before anything can panic.
         self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -263,10 +272,11 @@ impl Store {
         durable::sync_folder(&self.inner.overlay)?;
         let mut first = Ok(());
         for path in trees {
-            if let Err(e) = tree::remove_tree(&path)
-                && first.is_ok()
-            {
-                first = Err(e);
+            if let Err(e) = tree::remove_tree(&path) {
+                durable::note_left(&path);
+                if first.is_ok() {
+                    first = Err(e);
+                }
             }
         }
         first
@@ -332,7 +342,8 @@ fn remove_stale(folder: &Path) -> Result<()> {
         if entry.file_name().as_encoded_bytes().starts_with(TMP_PREFIX.as_bytes())
             && let Err(e) = tree::remove_tree(&entry.path())
         {
-            // It is in nobody's way; the next start tries again.
+            // It is in nobody's way.
+            durable::note_left(&entry.path());
             tracing::warn!(path = %entry.path().display(), error = %e, "cannot remove");
         }
     }

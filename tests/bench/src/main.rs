@@ -3,6 +3,7 @@
 //! ```text
 //! bench monitor-memory [--count N]    memory of a monitor: exit status 1 where conmon's is less
 //! bench log-throughput [--mib N]      from a container's pipe to its log
+//! bench recovery [--count N]          kill -9 to served and watched: 1 where it takes a second
 //! ```
 //! The programs under test come from the folder that `CRIOD_BIN` names: the static ones that are
 //! installed, not those of a debug build.
@@ -10,6 +11,7 @@
 
 mod conmon;
 mod memory;
+mod recovery;
 mod throughput;
 
 use std::process::ExitCode;
@@ -29,8 +31,13 @@ fn main() -> ExitCode {
             throughput::run(number(n).unwrap());
             true
         }
+        ["recovery"] => recovery::run(100, 10),
+        ["recovery", "--count", n] if number(n).is_some() => recovery::run(number(n).unwrap(), 10),
         _ => {
-            eprintln!("usage: bench monitor-memory [--count N] | log-throughput [--mib N]");
+            eprintln!(
+                "usage: bench monitor-memory [--count N] | log-throughput [--mib N] | \
+                 recovery [--count N]"
+            );
             return ExitCode::from(64);
         }
     };

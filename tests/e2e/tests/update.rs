@@ -243,3 +243,28 @@ fn the_cgroup_of_a_pod_goes_with_the_last_one_in_it() {
     assert!(!top.exists());
     criod.finish();
 }
+
+#[test]
+fn limits_of_a_pod_that_an_update_had_begun_are_set_by_the_next_criod() {
+    let mut criod = Criod::start(Options::default());
+    let mut config = criod.host_pod("limited");
+    config.linux.as_mut().unwrap().resources = Some(memory(64));
+    let pod = criod.run_pod(&config).unwrap();
+    let group = e2e::monitor::cgroup_dir("memory", "x").with_file_name(&criod.tag).join("limited");
+    let file = ["memory.limit_in_bytes", "memory.max"].map(|name| group.join(name));
+    let file = file.iter().find(|f| f.exists()).unwrap();
+    let bytes = || fs::read_to_string(file).unwrap().trim().parse::<i64>().unwrap();
+    let path = criod.dir.join("root/pods").join(&pod).join("record.json");
+    let read = || serde_json::from_slice::<serde_json::Value>(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!((bytes(), &read()["limiting"]), (64 << 20, &false.into()));
+    // As a criod leaves it that dies between the record and the cgroup.
+    criod.kill9();
+    let mut record = read();
+    record["limiting"] = true.into();
+    fs::write(&path, record.to_string()).unwrap();
+    fs::write(file, (32i64 << 20).to_string()).unwrap();
+    criod.launch();
+    criod.ready();
+    assert_eq!((bytes(), &read()["limiting"]), (64 << 20, &false.into()));
+    criod.finish();
+}

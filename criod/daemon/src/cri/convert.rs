@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use api_cri::v1::*;
 use nix::sys::signal::Signal as Number;
 
-use crate::node::{Node, lock};
+use crate::node::Node;
 use crate::record::{ContainerRecord, ContainerState as State, PodRecord, PodState};
 use crate::spec;
 
@@ -23,7 +23,7 @@ pub(super) fn listed_pod(record: &PodRecord) -> bool {
 
 /// Containers that exist for clients.
 pub(super) fn listed(record: &ContainerRecord) -> bool {
-    !record.infra && matches!(record.state, State::Created | State::Running | State::Exited)
+    !record.infra && !matches!(record.state, State::Creating | State::Removing)
 }
 
 pub(super) fn container_state(record: &ContainerRecord) -> i32 {
@@ -31,7 +31,7 @@ pub(super) fn container_state(record: &ContainerRecord) -> i32 {
         State::Created => ContainerState::ContainerCreated,
         State::Running => ContainerState::ContainerRunning,
         State::Exited => ContainerState::ContainerExited,
-        State::Creating | State::Removing => ContainerState::ContainerUnknown,
+        State::Creating | State::Removing | State::Unknown => ContainerState::ContainerUnknown,
     }) as i32
 }
 
@@ -169,13 +169,13 @@ pub(super) fn selected(
 
 /// The container that uses an image, if any does.
 ///
-/// One whose record cannot be read may use any.
+/// One whose record cannot be read may use any, unless its image is known from elsewhere.
 pub(crate) fn image_in_use(node: &Node, image: &str) -> Option<String> {
-    if let Some(id) = lock(&node.unreadable).first() {
-        return Some(format!("{id} (its record cannot be read)"));
-    }
     let uses = |c: &std::sync::Arc<crate::node::Container>| {
         let record = c.record.get();
+        if node.of_unknown_image(c) {
+            return Some(format!("{} (its record cannot be read)", c.id));
+        }
         let used = record.image_id == image || record.volumes.iter().any(|v| v.image_id == image);
         (used && record.state != State::Removing).then(|| record.id.clone())
     };

@@ -90,6 +90,7 @@ impl RuntimeService for Runtime {
             let value =
                 serde_json::json!({ "crio": config, "sandboxImage": self.0.config.pause_image });
             info.insert("config".to_owned(), value.to_string());
+            info.insert("recovery".to_owned(), self.0.outstanding().to_string());
         }
         let runtime_handlers = self.handlers().await;
         let users = |h: &RuntimeHandler| h.features.as_ref().is_some_and(|f| f.user_namespaces);

@@ -203,7 +203,7 @@ fn sync(node: &Node, known: &mut HashMap<String, Known>) {
         let live = match record.state {
             ContainerState::Created | ContainerState::Running => true,
             ContainerState::Exited => false,
-            ContainerState::Creating | ContainerState::Removing => continue,
+            _ => continue,
         };
         if record.infra {
             continue;

@@ -117,7 +117,8 @@ impl Tokens {
                 }
                 // Shown already; whoever did so may ask again.
                 Ok(file) if file.until > sys::clock::boottime() => {}
-                _ => drop(fs::remove_file(entry.path())),
+                _ if ours(&name) => drop(fs::remove_file(entry.path())),
+                _ => {}
             }
         }
         Ok(Tokens { dir: dir.to_owned(), pending: Mutex::new(pending) })
@@ -145,6 +146,19 @@ impl Tokens {
         fs::write(&path, bytes).map_err(Error::file("write", &path))?;
         pending.insert((until, token.clone()));
         Ok(token)
+    }
+
+    /// Removes those that are past their time, also where a stream has shown one and ended unseen.
+    pub(crate) fn forget_late(&self) {
+        let now = sys::clock::boottime();
+        lock(&self.pending).retain(|(until, _)| *until > now);
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if ours(&entry.file_name().to_string_lossy())
+                && read(&entry.path()).is_ok_and(|file| file.until <= now)
+            {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     /// What a token stands for that `stream` shows; `None`: nothing, or no longer.
@@ -177,6 +191,11 @@ impl Tokens {
     fn taken(&self, token: &str, stream: &str) -> PathBuf {
         self.dir.join(format!("{token}.{stream}"))
     }
+}
+
+/// Whether a file's name is that of a token, shown or not.
+fn ours(name: &str) -> bool {
+    name.split('.').next().is_some_and(valid)
 }
 
 fn valid(token: &str) -> bool {
@@ -248,6 +267,26 @@ mod tests {
         file.until = sys::clock::boottime() - 1;
         fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
         assert_eq!(tokens.show(&token, "exec", "s"), None);
+    }
+
+    #[test]
+    fn late_ones_go_and_what_is_somebody_elses_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(dir.path()).unwrap();
+        let [late, shown, good] = [(); 3].map(|()| tokens.issue(ticket(Purpose::Exec)).unwrap());
+        tokens.show(&shown, "exec", "s").unwrap();
+        for path in [dir.path().join(&late), tokens.taken(&shown, "s")] {
+            let mut file = read(&path).unwrap();
+            file.until = sys::clock::boottime() - 1;
+            fs::write(&path, serde_json::to_vec(&file).unwrap()).unwrap();
+        }
+        fs::write(dir.path().join("notes"), "x").unwrap();
+        tokens.forget_late();
+        drop(Tokens::open(dir.path()).unwrap());
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [good.as_str(), "notes"]);
     }
 
     #[test]

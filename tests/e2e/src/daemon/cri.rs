@@ -24,6 +24,8 @@ pub type Answer<T> = Result<T, Status>;
 pub const RUNNING: i32 = ContainerState::ContainerRunning as i32;
 /// A container that has ended.
 pub const EXITED: i32 = ContainerState::ContainerExited as i32;
+/// A container of which it is not known.
+pub const UNKNOWN: i32 = ContainerState::ContainerUnknown as i32;
 /// A pod that is ready.
 pub const READY: i32 = PodSandboxState::SandboxReady as i32;
 /// A pod that is not.

@@ -77,7 +77,7 @@ impl Criod {
     /// Mount points below the folder, but a root of the test's own.
     fn mounts(&self) -> Vec<String> {
         let dir = self.dir.to_string_lossy().into_owned();
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         let points = table.lines().filter_map(|l| l.split(' ').nth(4)).map(str::to_owned);
         let own = self.options.small_root.map(|_| format!("{dir}/root"));
         points.filter(|p| p.starts_with(&dir) && Some(p) != own.as_ref()).collect()
@@ -174,7 +174,7 @@ impl Criod {
     }
 
     /// What a loss of power does: every process is gone, and so is what lies below runroot.
-    pub fn reboot(&mut self) {
+    pub fn power_off(&mut self) {
         self.end_processes();
         self.child = None;
         self.unmount();
@@ -182,6 +182,11 @@ impl Criod {
         let run = self.dir.join("run");
         fs::remove_dir_all(&run).unwrap();
         fs::create_dir(&run).unwrap();
+    }
+
+    /// The same, and what is recorded is of another boot.
+    pub fn reboot(&mut self) {
+        self.power_off();
         // What is recorded was of another boot.
         for kind in ["root/pods", "root/containers"] {
             for id in names(&self.dir.join(kind)) {
