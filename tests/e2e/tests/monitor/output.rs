@@ -19,7 +19,7 @@ const FLOOD: &str = "flood() { i=1; while :; do seq $i $((i+1999)); i=$((i+2000)
                      trap 'exit 7' TERM; flood & flood >&2 & while :; do usleep 20000; done";
 
 /// Without waiting for the disk: what these tests are about is not the machine's end.
-fn unsynced(config: &mut Config) {
+pub(super) fn unsynced(config: &mut Config) {
     config.no_sync_log = true;
 }
 
@@ -55,7 +55,7 @@ impl Counted {
 }
 
 /// A pseudo-random number below `n`; a seed of the time would make failures hard to repeat.
-fn random(state: &mut u64, n: u64) -> u64 {
+pub(super) fn random(state: &mut u64, n: u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*state >> 33) % n
 }
