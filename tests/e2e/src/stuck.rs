@@ -11,9 +11,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::eventually;
 
 /// The root's and the file's node.
 const ROOT: u64 = 1;
@@ -35,11 +39,14 @@ const INTERRUPT: u32 = 36;
 const BATCH_FORGET: u32 = 42;
 
 const ENOSYS: i32 = 38;
+/// Reads go to the server, not to the page cache.
+const DIRECT_IO: u32 = 1;
 
 /// A folder with the file `stuck` in it.
 #[derive(Debug)]
 pub struct Stuck {
     at: PathBuf,
+    taken: Arc<AtomicU32>,
     server: Option<JoinHandle<()>>,
 }
 
@@ -52,13 +59,21 @@ impl Stuck {
             format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         mount(Some("stuck"), &at, Some("fuse"), flags, Some(options.as_str())).unwrap();
-        let server = std::thread::spawn(move || serve(&device));
-        Stuck { at, server: Some(server) }
+        let taken = Arc::new(AtomicU32::new(0));
+        let counted = Arc::clone(&taken);
+        let server = std::thread::spawn(move || serve(&device, &counted));
+        Stuck { at, taken, server: Some(server) }
     }
 
     /// Where it is mounted.
     pub fn folder(&self) -> &Path {
         &self.at
+    }
+
+    /// Waits until somebody reads, whom no signal can end any more.
+    pub fn is_read(&self) {
+        let taken = || self.taken.load(Ordering::SeqCst) > 0;
+        eventually("somebody reads", || taken().then_some(()));
     }
 
     /// Lets every sleeper go, with an error; they die of what has been sent to them.
@@ -77,7 +92,7 @@ impl Drop for Stuck {
 }
 
 /// Answers until the connection is ended.
-fn serve(mut device: &File) {
+fn serve(mut device: &File, taken: &AtomicU32) {
     let mut request = vec![0u8; 1 << 20];
     loop {
         let length = match device.read(&mut request) {
@@ -89,12 +104,17 @@ fn serve(mut device: &File) {
         let long = |at: usize| u64::from_le_bytes(request[at..at + 8].try_into().unwrap());
         let (operation, unique, node) = (word(4), long(8), long(16));
         let (error, body) = match operation {
-            READ | INTERRUPT | FORGET | BATCH_FORGET => continue,
+            READ => {
+                taken.fetch_add(1, Ordering::SeqCst);
+                continue;
+            }
+            INTERRUPT | FORGET | BATCH_FORGET => continue,
             INIT => (0, hello(word(44))),
             LOOKUP if request[40..length].starts_with(b"stuck\0") => (0, entry()),
             LOOKUP => (2, Vec::new()),
             GETATTR => (0, attributes(node)),
-            OPEN | OPENDIR => (0, vec![0; 16]),
+            OPEN => (0, [longs(&[0]), words(&[DIRECT_IO, 0])].concat()),
+            OPENDIR => (0, vec![0; 16]),
             READDIR | RELEASE | RELEASEDIR | FLUSH => (0, Vec::new()),
             _ => (ENOSYS, Vec::new()),
         };
