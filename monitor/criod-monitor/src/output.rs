@@ -5,7 +5,7 @@
 //! container ─▶ terminal ─splice─▶ pipe ──────┘
 //! ```
 //! splice moves bytes inside the kernel, so that at any instant each byte is in the pipe or in the
-//! spool, and a SIGKILL loses none. The spool only grows at its end; what the logger has taken is
+//! spool, and a SIGKILL loses none. Another thread does it (module `pull`). The spool only grows at its end; what the logger has taken is
 //! given back to the file system by punching holes, so offsets never change their meaning. When
 //! [`SPOOL_MAX`] bytes wait for the logger the pipe is left alone, and the container waits, as it
 //! would for a slow log.
@@ -23,6 +23,7 @@ use nix::fcntl::{OFlag, SpliceFFlags, splice};
 
 use crate::attach::Taps;
 use crate::poller::{Poller, Token};
+use crate::pull::{HELD, Pool, Pull};
 
 /// How much may wait for the logger, for each stream, in bytes.
 pub(crate) const SPOOL_MAX: u64 = 1 << 20;
@@ -69,6 +70,8 @@ pub(crate) enum Moved {
     More,
     /// The spool is full, or its file system is: no more until the logger has taken some.
     Full,
+    /// The container holds the pipe's lock: no more until it lets go.
+    Held,
     /// Every writer has closed.
     End,
 }
@@ -77,7 +80,9 @@ pub(crate) enum Moved {
 pub(crate) struct Source {
     pub(crate) token: Token,
     pub(crate) spool: Arc<Spool>,
-    pub(crate) pipe: Option<OwnedFd>,
+    pub(crate) pipe: Option<Arc<OwnedFd>>,
+    pool: Pool,
+    pull: Pull,
     /// Who else gets what comes.
     pub(crate) taps: Taps,
     watched: bool,
@@ -86,13 +91,22 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    pub(crate) fn new(stream: Stream, dir: &Path) -> io::Result<Source> {
+    pub(crate) fn new(stream: Stream, dir: &Path, pool: &Pool) -> io::Result<Source> {
         let (name, token) = match stream {
             Stream::Stdout => ("stdout.spool", Token::Stdout),
             Stream::Stderr => ("stderr.spool", Token::Stderr),
         };
         let spool = Spool::open(&dir.join(name))?;
-        Ok(Source { token, spool, pipe: None, taps: Taps::default(), watched: false, target: None })
+        Ok(Source {
+            token,
+            spool,
+            pipe: None,
+            pool: pool.clone(),
+            pull: Pull::default(),
+            taps: Taps::default(),
+            watched: false,
+            target: None,
+        })
     }
 
     /// Takes the read end of the stream.
@@ -100,7 +114,7 @@ impl Source {
         sys::pipe::set_nonblocking(pipe.as_fd())?;
         poller.add(&pipe, self.token)?;
         self.watched = true;
-        self.pipe = Some(pipe);
+        self.pipe = Some(Arc::new(pipe));
         Ok(())
     }
 
@@ -126,7 +140,7 @@ impl Source {
     }
 
     fn move_some(&mut self, poller: &Poller) -> Moved {
-        let Some(pipe) = &self.pipe else { return Moved::End };
+        let Some(pipe) = self.pipe.clone() else { return Moved::End };
         let late = if self.token == Token::Stdout { Token::LateStdout } else { Token::LateStderr };
         for _ in 0..TURNS {
             let room = SPOOL_MAX.saturating_sub(self.spool.waiting());
@@ -141,13 +155,21 @@ impl Source {
             let at = self.spool.written.load(Ordering::Relaxed);
             let Ok(mut offset) = i64::try_from(at) else { return Moved::Full };
             let len = CHUNK.min(usize::try_from(room).unwrap_or(CHUNK));
-            let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
-            match splice(pipe, None, &self.spool.file, Some(&mut offset), len, flags) {
+            let (pipe, spool) = (Arc::clone(&pipe), Arc::clone(&self.spool));
+            let work = move || {
+                let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+                splice(&*pipe, None, &spool.file, Some(&mut offset), len, flags)
+            };
+            match self.pull.run(&self.pool, work) {
+                Err(HELD) => return Moved::Held,
                 Ok(0) => return Moved::End,
                 Ok(n) => {
                     // As soon as the logger knows of it, it may be gone.
                     self.taps.copy(&self.spool.file, at, n, poller, late);
                     self.spool.written.store(at + n as u64, Ordering::Release);
+                    if n < len {
+                        return Moved::Empty;
+                    }
                 }
                 Err(Errno::EAGAIN) => return Moved::Empty,
                 Err(Errno::EINTR) => {}
@@ -160,8 +182,19 @@ impl Source {
 
     /// Init has ended: fixes how much more belongs to it.
     pub(crate) fn fix_target(&mut self) {
-        let pending = self.pipe.as_ref().map_or(0, |p| sys::pipe::readable(p.as_fd()).unwrap_or(0));
-        self.target = Some(self.spool.written.load(Ordering::Relaxed) + pending);
+        let Some(pipe) = self.pipe.clone() else { return };
+        if self.pull.is_held() {
+            return;
+        }
+        let work = move || {
+            let pending = sys::pipe::readable(pipe.as_fd()).unwrap_or(0);
+            Ok(usize::try_from(pending).unwrap_or(usize::MAX))
+        };
+        // Nobody can know of one that is held: its end is waited for as long as such an end is.
+        let mut asked = Pull::default();
+        if let Ok(pending) = asked.run(&self.pool, work) {
+            self.target = Some(self.spool.written.load(Ordering::Relaxed) + pending as u64);
+        }
     }
 
     /// Init's output is in the spool.
@@ -217,12 +250,13 @@ pub(crate) fn reopen(pid: i32, fd: u32, read: bool) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Moves from a pipe into a file, at most `room` bytes; returns how many, and whether it ended.
+/// Moves from a pipe into a file, at most `room` bytes; returns how many, and 0 where it ended.
 pub(crate) fn drain_into(
     pipe: BorrowedFd<'_>,
     file: BorrowedFd<'_>,
-    offset: Option<&mut i64>,
+    mut offset: Option<i64>,
     room: usize,
 ) -> Result<usize, Errno> {
-    splice(pipe, None, file, offset, room.min(CHUNK), SpliceFFlags::SPLICE_F_NONBLOCK)
+    let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+    splice(pipe, None, file, offset.as_mut(), room.min(CHUNK), flags)
 }

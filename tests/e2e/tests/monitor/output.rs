@@ -211,11 +211,14 @@ async fn a_full_disk_delays_the_log_but_neither_loses_a_line_nor_holds_up_a_stop
     let keeper = Keeper::default();
     let disk = Small::mount(keeper.dir.path().join("disk"), "size=128k");
     let script = "trap '' TERM; i=0; while [ $i -lt 4000 ]; do i=$((i+1)); \
-                  echo line $i; echo err $i >&2; done; echo done; while :; do sleep 0.05; done";
+                  echo line $i; echo err $i >&2; done; echo done; echo > /done; \
+                  while :; do sleep 0.05; done";
     let mut c = Container::with(&keeper, script, &Options::default(), |config| {
         config.log_path = disk.log();
     });
     start(&c).await;
+    let done = c.dir.join("bundle/rootfs/done");
+    eventually("it has written everything", || done.exists().then_some(()));
     // How much of it is taken then depends on how the records came in pieces.
     let said = || fs::read_to_string(c.dir.join("stderr")).unwrap_or_default();
     eventually("the disk is full", || said().contains("No space left").then_some(()));
