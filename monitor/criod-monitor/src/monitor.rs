@@ -107,7 +107,7 @@ impl Monitor {
         poller.add(&timer, Token::Timer)?;
         let rpc = Rpc::new(listener(&dir)?, &poller)?;
         let pool = Pool::new()?;
-        poller.add(&pool.event(), Token::Pulled)?;
+        poller.add(pool.event(), Token::Pulled)?;
         let sources =
             [Stream::Stdout, Stream::Stderr].map(|stream| Source::new(stream, &dir, &pool));
         let [out, err] = sources;

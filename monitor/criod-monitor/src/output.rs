@@ -83,6 +83,8 @@ pub(crate) struct Source {
     pub(crate) pipe: Option<Arc<OwnedFd>>,
     pool: Pool,
     pull: Pull,
+    /// What is being taken goes to others, too.
+    shared: bool,
     /// Who else gets what comes.
     pub(crate) taps: Taps,
     watched: bool,
@@ -103,6 +105,7 @@ impl Source {
             pipe: None,
             pool: pool.clone(),
             pull: Pull::default(),
+            shared: false,
             taps: Taps::default(),
             watched: false,
             target: None,
@@ -153,20 +156,25 @@ impl Source {
                 continue;
             }
             let at = self.spool.written.load(Ordering::Relaxed);
-            let Ok(mut offset) = i64::try_from(at) else { return Moved::Full };
-            let len = CHUNK.min(usize::try_from(room).unwrap_or(CHUNK));
+            let Ok(offset) = i64::try_from(at) else { return Moved::Full };
+            // Who else gets it gets it before the logger, a pipe's worth at a time.
+            if !self.pull.is_held() {
+                self.shared = !self.taps.is_empty();
+            }
+            let shared = self.shared;
+            let most = if shared { CHUNK } else { CHUNK * TURNS };
+            let len = most.min(usize::try_from(room).unwrap_or(most));
             let (pipe, spool) = (Arc::clone(&pipe), Arc::clone(&self.spool));
-            let work = move || {
-                let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
-                splice(&*pipe, None, &spool.file, Some(&mut offset), len, flags)
-            };
+            let work = move || move_all(&pipe, &spool, offset, len, !shared);
             match self.pull.run(&self.pool, work) {
                 Err(HELD) => return Moved::Held,
                 Ok(0) => return Moved::End,
                 Ok(n) => {
-                    // As soon as the logger knows of it, it may be gone.
-                    self.taps.copy(&self.spool.file, at, n, poller, late);
-                    self.spool.written.store(at + n as u64, Ordering::Release);
+                    if shared {
+                        // As soon as the logger knows of it, it may be gone.
+                        self.taps.copy(&self.spool.file, at, n, poller, late);
+                        self.spool.written.store(at + n as u64, Ordering::Release);
+                    }
                     if n < len {
                         return Moved::Empty;
                     }
@@ -206,6 +214,34 @@ impl Source {
     pub(crate) fn end(&self) -> u64 {
         self.spool.written.load(Ordering::Relaxed)
     }
+}
+
+/// Moves what a pipe has, and what comes meanwhile, at most `len` bytes; the logger is told of each
+/// piece where it may be.
+fn move_all(
+    pipe: &OwnedFd,
+    spool: &Spool,
+    mut offset: i64,
+    len: usize,
+    tell: bool,
+) -> Result<usize, Errno> {
+    let mut moved = 0;
+    while moved < len {
+        let (some, flags) = ((len - moved).min(CHUNK), SpliceFFlags::SPLICE_F_NONBLOCK);
+        match splice(pipe, None, &spool.file, Some(&mut offset), some, flags) {
+            Ok(0) => break,
+            Ok(n) => {
+                moved += n;
+                if tell {
+                    spool.written.fetch_add(n as u64, Ordering::Release);
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(e) if moved == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(moved)
 }
 
 /// A terminal's master, and the pipe that its output goes through.
