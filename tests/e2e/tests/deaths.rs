@@ -140,10 +140,13 @@ fn calls_to_a_monitor_that_is_stopped_say_so_and_go_on_when_it_does() {
             scope.spawn(|| unavailable(cri.reopen_log(&id))),
             scope.spawn(|| unavailable(cri.remove(&id))),
         ];
+        // A monitor that serves may take as long as it likes.
+        let long = scope.spawn(|| cri.exec(&other, &["sh", "-c", "sleep 12; echo late"]));
         // Nobody else waits for it.
         assert_eq!(cri.exec(&other, &["echo", "yes"]).unwrap(), (0, "yes\n".to_owned()));
         assert_eq!(cri.status(&id).unwrap().state, RUNNING);
         assert_eq!(cri.containers().len(), 2);
+        assert_eq!(long.join().unwrap().unwrap(), (0, "late\n".to_owned()));
         calls.into_iter().for_each(|c| c.join().unwrap());
     });
     // Nor does a criod that starts.

@@ -7,7 +7,9 @@
 // Helpers of tests are tests, too.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use api_cri::v1::{ContainerConfig, ContainerStatsRequest, Mount, PodSandboxConfig};
+use api_cri::v1::{
+    ContainerConfig, ContainerStatsRequest, ExecSyncRequest, Mount, PodSandboxConfig,
+};
 use e2e::daemon::{Answer, Criod, EXITED, Options, RUNNING, block, cgroup_members, container};
 use e2e::eventually;
 use e2e::stuck::Stuck;
@@ -68,6 +70,12 @@ fn a_process_that_no_signal_ends_holds_up_its_own_container_alone() {
     let other = criod.run(&pod, &container("other", &["sleep", "1000"]), &config);
     let id = criod.run(&pod, &reader(&stuck), &config);
     let pid = sleeps(&criod, &stuck);
+    assert_eq!(criod.exec(&id, &["echo", "here"]).unwrap(), (0, "here\n".to_owned()));
+    // A command that holds its own pipe costs its caller its time, and nobody else's.
+    let cmd = ["cat", "/stuck/stuck"].map(str::to_owned).to_vec();
+    let command = ExecSyncRequest { container_id: id.clone(), cmd, timeout: 2 };
+    let late = block(async { criod.runtime().exec_sync(command).await }).unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded, "{late:?}");
     assert_eq!(criod.exec(&id, &["echo", "here"]).unwrap(), (0, "here\n".to_owned()));
     std::thread::scope(|scope| {
         let cri = &criod.cri;
