@@ -45,6 +45,8 @@ pub(crate) enum Kind {
     Keeper { action: &'static str, source: io::Error },
     #[error("container {id}: monitor: {action}")]
     Monitor { id: String, action: &'static str, source: ttrpc::Error },
+    #[error("container {id} does not end: {why}")]
+    Undying { id: String, why: String },
     /// The runtime refused; its own words.
     #[error("{0}")]
     Runtime(String),
@@ -176,7 +178,7 @@ impl Error {
             Kind::Exists(_) => Code::AlreadyExists,
             Kind::Exhausted(_) => Code::ResourceExhausted,
             Kind::Unsupported(_) => Code::Unimplemented,
-            Kind::ExecTimeout { .. } => Code::DeadlineExceeded,
+            Kind::ExecTimeout { .. } | Kind::Undying { .. } => Code::DeadlineExceeded,
             Kind::Storage { source, .. } if source.is_no_space() => Code::ResourceExhausted,
             Kind::File { source, .. } | Kind::System { source, .. }
                 if source.kind() == io::ErrorKind::StorageFull =>

@@ -23,6 +23,8 @@ use crate::node::lock;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a keeper that was started may take to listen.
 const START: Duration = Duration::from_secs(5);
+/// How long a keeper that was started just now may take to answer before it is looked for again.
+const GREETING: Duration = Duration::from_millis(500);
 /// How long the thread that watches the keeper sleeps at a time.
 const IDLE: Duration = Duration::from_secs(3600);
 /// After a keeper that could not be started.
@@ -239,8 +241,15 @@ impl Inner {
         }
         self.spawn()?;
         let end = std::time::Instant::now() + START;
+        // One that is stopped has its socket there until the new one listens in its place.
+        let answering = || {
+            let conn = Conn::connect(&self.options.socket, GREETING)?;
+            conn.call(&["PING"], &[])?;
+            conn.patient(PATIENCE)?;
+            Ok(conn)
+        };
         loop {
-            match Conn::connect(&self.options.socket, PATIENCE) {
+            match answering() {
                 Ok(conn) => return Ok(conn),
                 Err(e) if std::time::Instant::now() > end => return Err(e),
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),

@@ -16,10 +16,14 @@ use storage::ContainerMount;
 use tracing::{info, warn};
 
 use crate::error::{Error, Kind, Result};
-use crate::monitor::seal;
+use crate::monitor::{last_state, seal};
 use crate::node::{Container, Node, Pod, Save, blocking};
 use crate::record::{self, ContainerRecord, ContainerState, PodState};
 
+/// How long a container may take to end after its SIGKILL before the caller is told why it does not.
+const KILLED: Duration = Duration::from_secs(10);
+/// How long the runtime may take to delete one that has ended; the monitor gives up sooner.
+const DELETE: Duration = Duration::from_secs(60);
 /// How long a container that could not be started has to end.
 const START_FAILED: Duration = Duration::from_secs(10);
 /// How long a start may go on after the container's end.
@@ -204,8 +208,27 @@ impl Node {
             self.lost(container).await;
         }
         // The sender lives as long as the container.
-        let _ = container.ended.subscribe().wait_for(|ended| *ended).await;
-        Ok(())
+        let mut ended = container.ended.subscribe();
+        let end = ended.wait_for(|ended| *ended);
+        let late = tokio::time::timeout(timeout.saturating_add(KILLED), end).await.is_err();
+        if late { Err(self.does_not_end(container).await) } else { Ok(()) }
+    }
+
+    /// Why a container lives on although it was killed, as far as can be told.
+    async fn does_not_end(&self, container: &Container) -> Error {
+        let group = self.cgroup(&container.record.get().cgroup);
+        let stuck = blocking(move || {
+            let pids = group?.procs().unwrap_or_default();
+            let stuck = |pid: &i32| sys::proc::stat(*pid).is_some_and(|s| s.state == b'D');
+            Ok(pids.into_iter().filter(stuck).map(|p| p.to_string()).collect::<Vec<_>>())
+        });
+        let stuck = stuck.await.unwrap_or_default();
+        let why = if stuck.is_empty() {
+            "it was killed and has not ended yet".to_owned()
+        } else {
+            format!("in uninterruptible sleep, which no signal ends: {}", stuck.join(", "))
+        };
+        Kind::Undying { id: container.id.clone(), why }.into()
     }
 
     /// Stops a container whose record cannot be read: its monitor knows all that is needed. What the
@@ -254,12 +277,21 @@ impl Node {
     /// All steps back, from wherever the container stands. May be repeated.
     pub(crate) async fn remove_this(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
         let _op = container.op.lock().await;
-        match container.monitor.delete().await {
+        let damaged = container.record.problem().is_some();
+        // One that is being created is ended by the deletion.
+        if container.record.get().state != ContainerState::Creating && !damaged {
+            self.stop_this(container, Duration::ZERO).await?;
+        }
+        let deleted = match tokio::time::timeout(DELETE, container.monitor.delete()).await {
+            Ok(deleted) => deleted.map_err(said_by_runtime),
+            Err(_) => Err(self.does_not_end(container).await),
+        };
+        match deleted {
             // What its monitor needs may be as damaged as its record: what is left to do needs none.
-            Err(e) if container.record.problem().is_some() => {
+            Err(e) if damaged => {
                 warn!(container = container.id, "its monitor cannot delete it: {}", e.chain());
             }
-            deleted => deleted.map_err(said_by_runtime)?,
+            deleted => deleted?,
         }
         container.ended.send_replace(true);
         // Before anything is gone: a restart must go on from here, not find half a container.
@@ -385,7 +417,7 @@ pub(crate) fn note_end(container: &Container, state: &StateResponse) {
                 _ => "Error",
             }
             .to_owned();
-            if exit.unknown {
+            if r.message.is_empty() {
                 r.message.clone_from(&state.lost);
             }
         } else if r.state != ContainerState::Removing {

@@ -8,7 +8,9 @@
 //!   │ no: it lives
 //!   └──────────▶ connect anew ──▶ call again
 //! ```
-//! All calls but ExecSync may be repeated, so a broken connection is no error of theirs.
+//! All calls but ExecSync may be repeated, so a broken connection is no error of theirs. A monitor that
+//! lives and does not answer is one: it is stopped, or was killed and hangs in a disk's driver, and
+//! cannot have a successor.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,10 +28,14 @@ use ttrpc::context::Context;
 
 use crate::error::{Error, Kind, Result};
 use crate::keeper::{Keeper, Repeat};
-use crate::node::on_disk;
+use crate::node::{lock, on_disk};
 
 /// Attempts to reach a monitor before the caller is told.
 const ATTEMPTS: u32 = 5;
+
+/// How long a call may go on before the monitor is asked whether it still serves, and how long it
+/// may take to say so. Only one that is stopped, or cannot die, takes as long.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// How long a monitor may take to have room for a connection.
 const SESSION: Duration = Duration::from_secs(5);
@@ -47,6 +53,8 @@ pub(crate) struct Monitor {
     keeper: Keeper,
     client: tokio::sync::Mutex<Option<Connected>>,
     reached: tokio::sync::watch::Sender<bool>,
+    /// What was last said to be lost.
+    lost: std::sync::Mutex<String>,
 }
 
 #[derive(Clone)]
@@ -94,8 +102,40 @@ fn no_limit() -> Context {
     ttrpc::context::with_timeout(0)
 }
 
+/// The answer of a call, however long that takes, from a monitor that serves meanwhile.
+async fn answered<T>(
+    client: &MonitorClient,
+    call: impl Future<Output = ttrpc::Result<T>>,
+) -> ttrpc::Result<T> {
+    let silent = async {
+        let state = StateRequest::new();
+        loop {
+            tokio::time::sleep(SILENCE).await;
+            let asked = client.state(no_limit(), &state);
+            match tokio::time::timeout(SILENCE, asked).await {
+                Ok(Ok(_)) => {}
+                // The call itself hears of it.
+                Ok(Err(_)) => std::future::pending().await,
+                Err(_) => return,
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        answer = call => answer,
+        () = silent => Err(ttrpc::Error::Others(SILENT.into())),
+    }
+}
+
+/// Where a monitor is stopped, by a signal or by its disk, nothing is to be done but to say so.
+const SILENT: &str = "it does not answer; is it stopped?";
+
+fn is_silent(error: &ttrpc::Error) -> bool {
+    matches!(error, ttrpc::Error::Others(text) if text == SILENT)
+}
+
 fn broken(error: &ttrpc::Error) -> bool {
-    !matches!(error, ttrpc::Error::RpcStatus(_))
+    !matches!(error, ttrpc::Error::RpcStatus(_)) && !is_silent(error)
 }
 
 impl Monitor {
@@ -107,6 +147,7 @@ impl Monitor {
             keeper,
             client: tokio::sync::Mutex::default(),
             reached: tokio::sync::watch::Sender::new(false),
+            lost: std::sync::Mutex::default(),
         }
     }
 
@@ -207,6 +248,19 @@ impl Monitor {
         action: &'static str,
         call: impl Fn(MonitorClient) -> F,
     ) -> Result<T> {
+        let call = |client: MonitorClient| {
+            let call = call(client.clone());
+            async move { answered(&client, call).await }
+        };
+        self.repeated(action, call).await
+    }
+
+    /// Makes a call, again where its connection broke.
+    async fn repeated<T, F: Future<Output = ttrpc::Result<T>>>(
+        &self,
+        action: &'static str,
+        call: impl Fn(MonitorClient) -> F,
+    ) -> Result<T> {
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -263,15 +317,24 @@ impl Monitor {
         let _ = reached.wait_for(|r| *r).await;
     }
 
-    /// Waits for the container's end, through any number of monitors.
+    /// Waits for the container's end, through any number of monitors, and for one that is stopped.
+    ///
+    /// The connection that this waits on is also what tells at once that a monitor has died.
     pub(crate) async fn wait(&self) -> Result<StateResponse> {
         let request = WaitRequest::new();
         loop {
             let call = |c: MonitorClient| {
                 let request = request.clone();
-                async move { c.wait(no_limit(), &request).await }
+                async move {
+                    let state = StateRequest::new();
+                    let state = tokio::time::timeout(SILENCE, c.state(no_limit(), &state));
+                    if let Ok(Ok(state)) = state.await {
+                        self.say_lost(&state);
+                    }
+                    c.wait(no_limit(), &request).await
+                }
             };
-            match self.call("wait", call).await {
+            match self.repeated("wait", call).await {
                 Ok(state) => return Ok(state),
                 Err(e) => {
                     if !self.exists() || self.deleted() {
@@ -282,6 +345,15 @@ impl Monitor {
                 }
             }
         }
+    }
+
+    /// Says once what a monitor could not take over.
+    fn say_lost(&self, state: &StateResponse) {
+        let mut said = lock(&self.lost);
+        if !state.lost.is_empty() && *said != state.lost {
+            warn!(container = self.id, "{}", state.lost);
+        }
+        said.clone_from(&state.lost);
     }
 
     pub(crate) async fn reopen_log(&self) -> Result<()> {
@@ -311,7 +383,7 @@ impl Monitor {
             connected = self.connected().await;
         }
         let Connected { client, number } = connected?;
-        match client.exec_sync(no_limit(), request).await {
+        match answered(&client, client.exec_sync(no_limit(), request)).await {
             Err(e) if broken(&e) => {
                 self.mend(Some(number)).await?;
                 Err(self.error("exec", e))

@@ -115,6 +115,10 @@ impl Taps {
     }
 
     /// The stream has ended: pipes close when all that waits has been passed on.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pipes.is_empty()
+    }
+
     pub(crate) fn clear(&mut self) {
         self.over = true;
         self.pipes.retain(|tap| !tap.late.is_empty());

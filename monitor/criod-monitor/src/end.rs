@@ -16,6 +16,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use api_monitor::monitor::*;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use protobuf::MessageField;
 
@@ -42,8 +43,8 @@ const YOUNG: Duration = Duration::from_secs(5);
 const HEED_PAUSE: Duration = Duration::from_millis(20);
 /// The exit code of a container that could not be started, as other runtimes have it.
 pub(crate) const START_FAILED: i32 = 128;
-/// What is said of a log that could not be written in time, until it has been.
-const LATE_LOG: &str = "the log could not be written in time; it is still being written";
+/// What is said of a log that could not be written in time, until it is written.
+const LATE_LOG: &str = "the log was still being written when the end was told";
 
 impl Monitor {
     // --- stop
@@ -156,6 +157,10 @@ impl Monitor {
         if self.state.now.exit.is_some() {
             return;
         }
+        if let Some(status) = self.unreapable() {
+            self.note_exit(status, sys::clock::realtime(), false);
+            return self.init_ended();
+        }
         if let Some(init) = &self.init {
             let _ = sys::pidfd::send_signal(init.as_fd(), Signal::SIGKILL as i32);
         }
@@ -169,6 +174,18 @@ impl Monitor {
         }
         self.timers.patience = (self.timers.patience * 2).clamp(KILL_FIRST, KILL_LAST);
         self.timers.kill = Some(sys::clock::deadline(self.timers.patience));
+    }
+
+    /// How init ended, where it has and somebody who traces it keeps the news from its parent.
+    fn unreapable(&self) -> Option<i32> {
+        let init = self.init.as_ref()?;
+        let mut fds = [PollFd::new(init.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut fds, PollTimeout::ZERO) != Ok(1) {
+            return None;
+        }
+        let now = &self.state.now;
+        let there = |s: &sys::proc::Stat| s.state == b'Z' && s.start_time == now.pid_start_time;
+        sys::proc::stat(now.pid).filter(there).map(|s| s.exit_code)
     }
 
     // --- exit

@@ -21,14 +21,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use api_monitor::monitor::{ExecSyncRequest, ExecSyncResponse, Phase};
 use nix::errno::Errno;
 
 use crate::life::Job;
 use crate::monitor::Monitor;
-use crate::output::drain_into;
+use crate::output::{CHUNK, drain_into};
 use crate::poller::{Poller, Token};
+use crate::pull::{HELD, Pool, Pull};
 use crate::rpc::{Code, Refusal, Waiter};
 use crate::runtime::{self, Stdio3};
 
@@ -41,15 +43,17 @@ const MAX_RUNNING: usize = 64;
 /// What there may be of a command in the monitor's folder; the one that tells of the others last.
 const FILES: [&str; 7] = ["process", "pid", "log", "console", "stdout", "stderr", "run"];
 
-#[derive(Default)]
 pub(crate) struct Execs {
     running: BTreeMap<u32, Exec>,
     next: u32,
-    /// Where output beyond the limit goes.
-    null: Option<File>,
+    sink: Sink,
 }
 
 impl Execs {
+    pub(crate) fn new(pool: Pool) -> Execs {
+        Execs { running: BTreeMap::new(), next: 0, sink: Sink { pool, null: None } }
+    }
+
     /// A number that no command, and no session, of this monitor has had.
     pub(crate) fn number(&mut self) -> u32 {
         let n = self.next;
@@ -77,8 +81,12 @@ struct Exec {
 
 /// One stream of a command.
 struct Half {
-    pipe: Option<OwnedFd>,
-    file: File,
+    pipe: Option<Arc<OwnedFd>>,
+    pull: Pull,
+    watched: bool,
+    /// What is late goes into the file.
+    keeps: bool,
+    file: Arc<File>,
     path: PathBuf,
     offset: i64,
 }
@@ -86,57 +94,83 @@ struct Half {
 impl Half {
     fn new(path: PathBuf, pipe: OwnedFd) -> io::Result<Half> {
         let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
-        Ok(Half { pipe: Some(pipe), file, path, offset: 0 })
+        let (pipe, file) = (Some(Arc::new(pipe)), Arc::new(file));
+        Ok(Half { pipe, pull: Pull::default(), watched: true, keeps: false, file, path, offset: 0 })
     }
 
-    /// Takes what is there, and no more than was there at the start.
-    fn pump(&mut self, room: &mut u64, truncated: &mut bool, null: &mut Option<File>) {
-        let Some(pipe) = &self.pipe else { return };
-        let mut left = sys::pipe::readable(pipe.as_fd()).unwrap_or(0);
-        loop {
-            let want = usize::try_from(left.max(1)).unwrap_or(usize::MAX);
-            let keep = want.min(usize::try_from(*room).unwrap_or(usize::MAX));
-            let moved = if keep > 0 {
-                drain_into(pipe.as_fd(), self.file.as_fd(), Some(&mut self.offset), keep)
-            } else {
-                let opened = || OpenOptions::new().write(true).open("/dev/null").ok();
-                if null.is_none() {
-                    *null = opened();
-                }
-                let Some(null) = null.as_ref() else { return };
-                drain_into(pipe.as_fd(), null.as_fd(), None, want)
-            };
-            match moved {
+    /// Watches its pipe, but not one that is held: what is in that cannot be had.
+    fn watch(&mut self, token: Token, poller: &Poller) {
+        let held = self.pull.is_held();
+        if let Some(pipe) = &self.pipe
+            && held == self.watched
+        {
+            self.watched = !held && poller.add(pipe, token).is_ok();
+            if held {
+                poller.remove(pipe);
+            }
+        }
+    }
+
+    /// Takes what is there, and no more than a pipe holds.
+    fn pump(&mut self, room: &mut u64, truncated: &mut bool, sink: &mut Sink) {
+        let Some(pipe) = self.pipe.clone() else { return };
+        let mut left = CHUNK;
+        while left > 0 {
+            let keep = left.min(usize::try_from(*room).unwrap_or(usize::MAX));
+            if !self.pull.is_held() {
+                self.keeps = keep > 0;
+            }
+            let want = if keep > 0 { keep } else { left };
+            let (pipe, offset) = (Arc::clone(&pipe), (keep > 0).then_some(self.offset));
+            let file = if keep > 0 { Some(Arc::clone(&self.file)) } else { sink.null() };
+            let Some(file) = file else { return };
+            let work = move || drain_into(pipe.as_fd(), file.as_fd(), offset, want);
+            match self.pull.run(&sink.pool, work) {
                 Ok(0) => {
                     self.pipe = None;
                     return;
                 }
                 Ok(n) => {
-                    let n = n as u64;
-                    if keep > 0 {
-                        *room -= n.min(*room);
+                    if self.keeps {
+                        self.offset += i64::try_from(n).unwrap_or(0);
+                        *room = room.saturating_sub(n as u64);
                     } else {
                         *truncated = true;
                     }
-                    left = left.saturating_sub(n);
-                    if left == 0 {
+                    if n < want {
                         return;
                     }
+                    left = left.saturating_sub(n);
                 }
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return,
+                Err(Errno::EAGAIN | HELD) => return,
                 // The file cannot take it: the rest is dropped, and said to be.
-                Err(_) if keep > 0 => *room = 0,
+                Err(_) if self.keeps => *room = 0,
                 Err(_) => return,
             }
         }
     }
 }
 
+/// Who takes what commands write, and where what is beyond the limit goes.
+pub(crate) struct Sink {
+    pool: Pool,
+    null: Option<Arc<File>>,
+}
+
+impl Sink {
+    fn null(&mut self) -> Option<Arc<File>> {
+        if self.null.is_none() {
+            self.null = OpenOptions::new().write(true).open("/dev/null").ok().map(Arc::new);
+        }
+        self.null.clone()
+    }
+}
+
 impl Exec {
-    fn pump(&mut self, null: &mut Option<File>) {
-        self.out.pump(&mut self.room, &mut self.truncated, null);
-        self.err.pump(&mut self.room, &mut self.truncated, null);
+    fn pump(&mut self, sink: &mut Sink) {
+        self.out.pump(&mut self.room, &mut self.truncated, sink);
+        self.err.pump(&mut self.room, &mut self.truncated, sink);
     }
 
     fn forget(&mut self, poller: &Poller) {
@@ -308,8 +342,16 @@ impl Monitor {
 
     pub(crate) fn pump_exec(&mut self, n: u32) {
         if let Some(exec) = self.execs.running.get_mut(&n) {
-            exec.pump(&mut self.execs.null);
+            exec.pump(&mut self.execs.sink);
+            exec.out.watch(Token::ExecStdout(n), &self.poller);
+            exec.err.watch(Token::ExecStderr(n), &self.poller);
         }
+    }
+
+    /// A pipe that was held has been taken from, whichever it was.
+    pub(crate) fn pump_execs(&mut self) {
+        let all: Vec<u32> = self.execs.running.keys().copied().collect();
+        all.into_iter().for_each(|n| self.pump_exec(n));
     }
 
     pub(crate) fn expire_execs(&mut self, now: i64) {
@@ -372,10 +414,10 @@ impl Monitor {
 
     fn finish_exec(&mut self, n: u32, timed_out: bool) {
         let Some(mut exec) = self.execs.running.remove(&n) else { return };
-        exec.pump(&mut self.execs.null);
+        exec.pump(&mut self.execs.sink);
         exec.forget(&self.poller);
         if self.execs.running.is_empty() {
-            self.execs.null = None;
+            self.execs.sink.null = None;
         }
         if !self.rpc.waits(exec.waiter) {
             self.remove_exec_files(n, &["run", "stdout", "stderr"]);

@@ -353,7 +353,7 @@ impl Monitor {
     /// Notes which pipes are the container's, for a successor without a keeper's help.
     pub(crate) fn note_pipes(&mut self) {
         let ends =
-            [self.sources[0].pipe.as_ref(), self.sources[1].pipe.as_ref(), self.stdin.as_ref()];
+            [self.sources[0].pipe.as_deref(), self.sources[1].pipe.as_deref(), self.stdin.as_ref()];
         let inode =
             |fd: Option<&OwnedFd>| fd.map_or(0, |f| sys::pipe::inode(f.as_fd()).unwrap_or(0));
         // A terminal's output comes through a pipe that the container does not have.

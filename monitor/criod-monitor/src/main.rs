@@ -8,9 +8,10 @@
 //!                        ▼   │
 //!                     container
 //! ```
-//! Two threads: the main one (`monitor`) serves calls, signals, deadlines and moves output from
-//! pipes to spools; the other (`logger`) writes the log and may get stuck in a sick file system
-//! without holding up the first.
+//! Three threads: the main one (`monitor`) serves calls, signals and deadlines, and sees to it that
+//! output gets from pipes to spools, which another does (`pull`), as the container can hold a pipe;
+//! the third (`logger`) writes the log, and may get stuck in a sick file system. Neither holds up the
+//! first.
 //!
 //! | module    | what                                                           |
 //! |-----------|----------------------------------------------------------------|
@@ -23,6 +24,7 @@
 //! | `attach`  | clients that are attached to the container                     |
 //! | `update`  | changes of what the container may use                          |
 //! | `output`  | pipes, terminal and spools                                     |
+//! | `pull`    | what touches pipes that the container may hold                 |
 //! | `logger`  | spools to log file                                             |
 //! | `rpc`     | the ttrpc wire                                                 |
 //! | `keeper`  | the keeper's client                                            |
@@ -46,6 +48,7 @@ mod monitor;
 mod output;
 mod poller;
 mod progress;
+mod pull;
 mod rpc;
 mod runtime;
 mod session;

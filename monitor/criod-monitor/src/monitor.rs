@@ -26,6 +26,7 @@ use crate::life::{Running, Timers, Waiters};
 use crate::logger::{Command, Done, Logger};
 use crate::output::{Moved, Source, Tty};
 use crate::poller::{Poller, Token};
+use crate::pull::Pool;
 use crate::rpc::{Answer, Code, Refusal, Request, Rpc, Waiter};
 use crate::session::Sessions;
 use crate::state::{self, State};
@@ -46,6 +47,7 @@ pub(crate) struct Monitor {
     pub(crate) rpc: Rpc,
     pub(crate) keeper: Keeper,
     pub(crate) logger: Logger,
+    pub(crate) pool: Pool,
     pub(crate) sources: [Source; 2],
     pub(crate) tty: Option<Tty>,
     /// Write end of the output pipe, until the terminal is there.
@@ -104,7 +106,12 @@ impl Monitor {
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
         poller.add(&timer, Token::Timer)?;
         let rpc = Rpc::new(listener(&dir)?, &poller)?;
-        let sources = [Source::new(Stream::Stdout, &dir)?, Source::new(Stream::Stderr, &dir)?];
+        let pool = Pool::new()?;
+        poller.add(pool.event(), Token::Pulled)?;
+        let sources =
+            [Stream::Stdout, Stream::Stderr].map(|stream| Source::new(stream, &dir, &pool));
+        let [out, err] = sources;
+        let sources = [out?, err?];
         let spools = [sources[0].spool.clone(), sources[1].spool.clone()];
         let logger = Logger::start(&config.log_path, &dir, !config.no_sync_log, spools)?;
         poller.add(logger.event(), Token::Logger)?;
@@ -126,7 +133,8 @@ impl Monitor {
             log: None,
             jobs: Vec::new(),
             strays: Vec::new(),
-            execs: Execs::default(),
+            execs: Execs::new(pool.clone()),
+            pool,
             sessions: Sessions::default(),
             updates: Updates::default(),
             waiters: Waiters::default(),
@@ -192,6 +200,7 @@ impl Monitor {
             Token::Init => self.adopted_init_ended(),
             Token::Console => self.take_console(),
             Token::Tty => self.pump_tty(),
+            Token::Pulled => self.pulled(),
             Token::Stdout => self.pump(0),
             Token::Stderr => self.pump(1),
             Token::ExecStdout(n) | Token::ExecStderr(n) => self.pump_exec(n),
@@ -364,12 +373,20 @@ impl Monitor {
                 }
                 self.keeper.drop_spare(if n == 0 { "stdout" } else { "stderr" });
             }
-            Moved::Empty | Moved::More => {}
+            Moved::Empty | Moved::More | Moved::Held => {}
         }
         if n == 0 && moved != Moved::Full && self.tty.is_some() && self.timers.tty.is_none() {
             self.watch_tty();
         }
         self.check_drained();
+    }
+
+    /// A pipe that was held has been taken from, whichever it was.
+    fn pulled(&mut self) {
+        self.pool.seen();
+        self.pump(0);
+        self.pump(1);
+        self.pump_execs();
     }
 
     pub(crate) fn watch_tty(&mut self) {
@@ -422,8 +439,8 @@ impl Monitor {
         let mut held = true;
         let (keeper, tty) = (&mut self.keeper, &self.tty);
         for (name, fd) in [
-            ("stdout", self.sources[0].pipe.as_ref()),
-            ("stderr", self.sources[1].pipe.as_ref()),
+            ("stdout", self.sources[0].pipe.as_deref()),
+            ("stderr", self.sources[1].pipe.as_deref()),
             ("stdin", self.stdin.as_ref()),
             ("tty", tty.as_ref().map(|t| &t.master)),
             ("ttyout", tty.as_ref().map(|t| &t.pipe)),

@@ -5,7 +5,7 @@
 //! container ─▶ terminal ─splice─▶ pipe ──────┘
 //! ```
 //! splice moves bytes inside the kernel, so that at any instant each byte is in the pipe or in the
-//! spool, and a SIGKILL loses none. The spool only grows at its end; what the logger has taken is
+//! spool, and a SIGKILL loses none. Another thread does it (module `pull`). The spool only grows at its end; what the logger has taken is
 //! given back to the file system by punching holes, so offsets never change their meaning. When
 //! [`SPOOL_MAX`] bytes wait for the logger the pipe is left alone, and the container waits, as it
 //! would for a slow log.
@@ -23,6 +23,7 @@ use nix::fcntl::{OFlag, SpliceFFlags, splice};
 
 use crate::attach::Taps;
 use crate::poller::{Poller, Token};
+use crate::pull::{HELD, Pool, Pull};
 
 /// How much may wait for the logger, for each stream, in bytes.
 pub(crate) const SPOOL_MAX: u64 = 1 << 20;
@@ -69,6 +70,8 @@ pub(crate) enum Moved {
     More,
     /// The spool is full, or its file system is: no more until the logger has taken some.
     Full,
+    /// The container holds the pipe's lock: no more until it lets go.
+    Held,
     /// Every writer has closed.
     End,
 }
@@ -77,7 +80,11 @@ pub(crate) enum Moved {
 pub(crate) struct Source {
     pub(crate) token: Token,
     pub(crate) spool: Arc<Spool>,
-    pub(crate) pipe: Option<OwnedFd>,
+    pub(crate) pipe: Option<Arc<OwnedFd>>,
+    pool: Pool,
+    pull: Pull,
+    /// What is being taken goes to others, too.
+    shared: bool,
     /// Who else gets what comes.
     pub(crate) taps: Taps,
     watched: bool,
@@ -86,13 +93,23 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    pub(crate) fn new(stream: Stream, dir: &Path) -> io::Result<Source> {
+    pub(crate) fn new(stream: Stream, dir: &Path, pool: &Pool) -> io::Result<Source> {
         let (name, token) = match stream {
             Stream::Stdout => ("stdout.spool", Token::Stdout),
             Stream::Stderr => ("stderr.spool", Token::Stderr),
         };
         let spool = Spool::open(&dir.join(name))?;
-        Ok(Source { token, spool, pipe: None, taps: Taps::default(), watched: false, target: None })
+        Ok(Source {
+            token,
+            spool,
+            pipe: None,
+            pool: pool.clone(),
+            pull: Pull::default(),
+            shared: false,
+            taps: Taps::default(),
+            watched: false,
+            target: None,
+        })
     }
 
     /// Takes the read end of the stream.
@@ -100,7 +117,7 @@ impl Source {
         sys::pipe::set_nonblocking(pipe.as_fd())?;
         poller.add(&pipe, self.token)?;
         self.watched = true;
-        self.pipe = Some(pipe);
+        self.pipe = Some(Arc::new(pipe));
         Ok(())
     }
 
@@ -126,7 +143,7 @@ impl Source {
     }
 
     fn move_some(&mut self, poller: &Poller) -> Moved {
-        let Some(pipe) = &self.pipe else { return Moved::End };
+        let Some(pipe) = self.pipe.clone() else { return Moved::End };
         let late = if self.token == Token::Stdout { Token::LateStdout } else { Token::LateStderr };
         for _ in 0..TURNS {
             let room = SPOOL_MAX.saturating_sub(self.spool.waiting());
@@ -139,15 +156,28 @@ impl Source {
                 continue;
             }
             let at = self.spool.written.load(Ordering::Relaxed);
-            let Ok(mut offset) = i64::try_from(at) else { return Moved::Full };
-            let len = CHUNK.min(usize::try_from(room).unwrap_or(CHUNK));
-            let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
-            match splice(pipe, None, &self.spool.file, Some(&mut offset), len, flags) {
+            let Ok(offset) = i64::try_from(at) else { return Moved::Full };
+            // Who else gets it gets it before the logger, a pipe's worth at a time.
+            if !self.pull.is_held() {
+                self.shared = !self.taps.is_empty();
+            }
+            let shared = self.shared;
+            let most = if shared { CHUNK } else { CHUNK * TURNS };
+            let len = most.min(usize::try_from(room).unwrap_or(most));
+            let (pipe, spool) = (Arc::clone(&pipe), Arc::clone(&self.spool));
+            let work = move || move_all(&pipe, &spool, offset, len, !shared);
+            match self.pull.run(&self.pool, work) {
+                Err(HELD) => return Moved::Held,
                 Ok(0) => return Moved::End,
                 Ok(n) => {
-                    // As soon as the logger knows of it, it may be gone.
-                    self.taps.copy(&self.spool.file, at, n, poller, late);
-                    self.spool.written.store(at + n as u64, Ordering::Release);
+                    if shared {
+                        // As soon as the logger knows of it, it may be gone.
+                        self.taps.copy(&self.spool.file, at, n, poller, late);
+                        self.spool.written.store(at + n as u64, Ordering::Release);
+                    }
+                    if n < len {
+                        return Moved::Empty;
+                    }
                 }
                 Err(Errno::EAGAIN) => return Moved::Empty,
                 Err(Errno::EINTR) => {}
@@ -160,8 +190,19 @@ impl Source {
 
     /// Init has ended: fixes how much more belongs to it.
     pub(crate) fn fix_target(&mut self) {
-        let pending = self.pipe.as_ref().map_or(0, |p| sys::pipe::readable(p.as_fd()).unwrap_or(0));
-        self.target = Some(self.spool.written.load(Ordering::Relaxed) + pending);
+        let Some(pipe) = self.pipe.clone() else { return };
+        if self.pull.is_held() {
+            return;
+        }
+        let work = move || {
+            let pending = sys::pipe::readable(pipe.as_fd()).unwrap_or(0);
+            Ok(usize::try_from(pending).unwrap_or(usize::MAX))
+        };
+        // Nobody can know of one that is held: its end is waited for as long as such an end is.
+        let mut asked = Pull::default();
+        if let Ok(pending) = asked.run(&self.pool, work) {
+            self.target = Some(self.spool.written.load(Ordering::Relaxed) + pending as u64);
+        }
     }
 
     /// Init's output is in the spool.
@@ -173,6 +214,34 @@ impl Source {
     pub(crate) fn end(&self) -> u64 {
         self.spool.written.load(Ordering::Relaxed)
     }
+}
+
+/// Moves what a pipe has, and what comes meanwhile, at most `len` bytes; the logger is told of each
+/// piece where it may be.
+fn move_all(
+    pipe: &OwnedFd,
+    spool: &Spool,
+    mut offset: i64,
+    len: usize,
+    tell: bool,
+) -> Result<usize, Errno> {
+    let mut moved = 0;
+    while moved < len {
+        let (some, flags) = ((len - moved).min(CHUNK), SpliceFFlags::SPLICE_F_NONBLOCK);
+        match splice(pipe, None, &spool.file, Some(&mut offset), some, flags) {
+            Ok(0) => break,
+            Ok(n) => {
+                moved += n;
+                if tell {
+                    spool.written.fetch_add(n as u64, Ordering::Release);
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(e) if moved == 0 => return Err(e),
+            Err(_) => break,
+        }
+    }
+    Ok(moved)
 }
 
 /// A terminal's master, and the pipe that its output goes through.
@@ -217,12 +286,13 @@ pub(crate) fn reopen(pid: i32, fd: u32, read: bool) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Moves from a pipe into a file, at most `room` bytes; returns how many, and whether it ended.
+/// Moves from a pipe into a file, at most `room` bytes; returns how many, and 0 where it ended.
 pub(crate) fn drain_into(
     pipe: BorrowedFd<'_>,
     file: BorrowedFd<'_>,
-    offset: Option<&mut i64>,
+    mut offset: Option<i64>,
     room: usize,
 ) -> Result<usize, Errno> {
-    splice(pipe, None, file, offset, room.min(CHUNK), SpliceFFlags::SPLICE_F_NONBLOCK)
+    let flags = SpliceFFlags::SPLICE_F_NONBLOCK;
+    splice(pipe, None, file, offset.as_mut(), room.min(CHUNK), flags)
 }

@@ -32,6 +32,8 @@ pub(crate) enum Token {
     /// An attached client's pipe, which has had no room for all of the output.
     LateStdout(u32),
     LateStderr(u32),
+    /// A pipe that the container held has been taken from.
+    Pulled,
 }
 
 impl Token {
@@ -56,6 +58,7 @@ impl Token {
             Token::Input(n) => (16, n),
             Token::LateStdout(n) => (17, n),
             Token::LateStderr(n) => (18, n),
+            Token::Pulled => (19, 0),
         };
         kind << 32 | u64::from(n)
     }
@@ -82,6 +85,7 @@ impl Token {
             16 => Token::Input(n),
             17 => Token::LateStdout(n),
             18 => Token::LateStderr(n),
+            19 => Token::Pulled,
             _ => return None,
         })
     }

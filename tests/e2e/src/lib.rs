@@ -10,7 +10,9 @@
 )]
 
 pub mod daemon;
+pub mod disk;
 pub mod monitor;
+pub mod stuck;
 
 use std::path::PathBuf;
 

@@ -6,6 +6,8 @@
 //! | `output`   | what containers write, and logs that move, fill up and go          |
 //! | `exec`     | commands in the container                                         |
 //! | `deaths`   | keeper and monitor killed or stopped at bad moments               |
+//! | `disks`    | logs on disks that fill up or are frozen, amid kills               |
+//! | `stuck`    | processes that do not die as others do                            |
 //! | `runtimes` | runtimes that hang, fail or are another                           |
 //! | `sessions` | commands whose streams others carry                               |
 //! | `attach`   | clients attached to the container's own streams                   |
@@ -19,6 +21,8 @@
 mod attach;
 #[path = "monitor/deaths.rs"]
 mod deaths;
+#[path = "monitor/disks.rs"]
+mod disks;
 #[path = "monitor/exec.rs"]
 mod exec;
 #[path = "monitor/hostile.rs"]
@@ -33,6 +37,8 @@ mod output;
 mod runtimes;
 #[path = "monitor/sessions.rs"]
 mod sessions;
+#[path = "monitor/stuck.rs"]
+mod stuck;
 #[path = "monitor/update.rs"]
 mod update;
 

@@ -19,7 +19,7 @@ const FLOOD: &str = "flood() { i=1; while :; do seq $i $((i+1999)); i=$((i+2000)
                      trap 'exit 7' TERM; flood & flood >&2 & while :; do usleep 20000; done";
 
 /// Without waiting for the disk: what these tests are about is not the machine's end.
-fn unsynced(config: &mut Config) {
+pub(super) fn unsynced(config: &mut Config) {
     config.no_sync_log = true;
 }
 
@@ -55,7 +55,7 @@ impl Counted {
 }
 
 /// A pseudo-random number below `n`; a seed of the time would make failures hard to repeat.
-fn random(state: &mut u64, n: u64) -> u64 {
+pub(super) fn random(state: &mut u64, n: u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     (*state >> 33) % n
 }
@@ -211,11 +211,14 @@ async fn a_full_disk_delays_the_log_but_neither_loses_a_line_nor_holds_up_a_stop
     let keeper = Keeper::default();
     let disk = Small::mount(keeper.dir.path().join("disk"), "size=128k");
     let script = "trap '' TERM; i=0; while [ $i -lt 4000 ]; do i=$((i+1)); \
-                  echo line $i; echo err $i >&2; done; echo done; while :; do sleep 0.05; done";
+                  echo line $i; echo err $i >&2; done; echo done; echo > /done; \
+                  while :; do sleep 0.05; done";
     let mut c = Container::with(&keeper, script, &Options::default(), |config| {
         config.log_path = disk.log();
     });
     start(&c).await;
+    let done = c.dir.join("bundle/rootfs/done");
+    eventually("it has written everything", || done.exists().then_some(()));
     // How much of it is taken then depends on how the records came in pieces.
     let said = || fs::read_to_string(c.dir.join("stderr")).unwrap_or_default();
     eventually("the disk is full", || said().contains("No space left").then_some(()));
