@@ -83,7 +83,7 @@ pub(crate) enum Done {
     Reopened(Result<Option<OwnedFd>, String>),
     Flushed,
     /// It stands still, unless it has been sent something since: then it says so again.
-    Paused(Stand),
+    Paused,
 }
 
 #[derive(Default)]
@@ -91,7 +91,7 @@ struct Inbox {
     commands: VecDeque<Command>,
     data: bool,
     /// The thread stands still, and only a command wakes it.
-    standing: bool,
+    standing: Option<Stand>,
 }
 
 struct Shared {
@@ -175,10 +175,10 @@ impl Logger {
         self.shared.wake.notify_one();
     }
 
-    /// Whether the thread stands still, and will until it is sent something.
-    pub(crate) fn stands(&self) -> bool {
+    /// Where the thread stands still, if it does; it will until it is sent something.
+    pub(crate) fn stands(&self) -> Option<Stand> {
         let inbox = lock(&self.shared.inbox);
-        inbox.standing && inbox.commands.is_empty()
+        inbox.standing.filter(|_| inbox.commands.is_empty())
     }
 
     /// What has been done since the last time.
@@ -260,13 +260,13 @@ impl Worker {
         if !inbox.commands.is_empty() {
             return;
         }
-        inbox.standing = true;
         let Worker { open, flush, ours_alone, .. } = *self;
-        self.tell(Some(Done::Paused(Stand { open, flush, ours_alone })));
+        inbox.standing = Some(Stand { open, flush, ours_alone });
+        self.tell(Some(Done::Paused));
         while inbox.commands.is_empty() {
             inbox = self.shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
         }
-        inbox.standing = false;
+        inbox.standing = None;
     }
 
     /// Says once what is wrong, however often it is tried.

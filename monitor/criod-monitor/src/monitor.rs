@@ -350,7 +350,7 @@ impl Monitor {
     }
 
     fn logged(&mut self) {
-        let mut stands = None;
+        let mut stands = false;
         for done in self.logger.done() {
             match done {
                 Done::Opened(result) => {
@@ -368,14 +368,14 @@ impl Monitor {
                     }
                 }
                 Done::Flushed => self.exited(),
-                Done::Paused(now) => stands = Some(now),
+                Done::Paused => stands = true,
             }
         }
         // It may have made room.
         self.pump(0);
         self.pump(1);
-        if let Some(stand) = stands {
-            self.log_stands(stand);
+        if stands {
+            self.log_stands();
         }
     }
 

@@ -110,11 +110,9 @@ impl Monitor {
     }
 
     /// The log thread stands still: now, or never.
-    pub(crate) fn log_stands(&mut self, stand: Stand) {
-        if !self.logger.stands() {
-            // What it has been sent since comes first; then it says so again.
-            return;
-        }
+    pub(crate) fn log_stands(&mut self) {
+        // What it has been sent since comes first; then it says so again.
+        let Some(stand) = self.logger.stands() else { return };
         self.timers.upgrade = None;
         if self.upgrade.is_some() {
             let why = if self.ending {
