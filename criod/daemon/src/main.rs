@@ -30,6 +30,7 @@
 //! | `recover`    | what a start finds, and what is taken up again                             |
 //! | `monitor`    | calls to a container's monitor, and its replacement                        |
 //! | `keeper`     | calls to the keeper, and its replacement                                   |
+//! | `upgrade`    | which builds of both run, and their upgrade in place                       |
 //! | `userns`     | pods with a user namespace of their own                                    |
 //! | `error`      | what can go wrong, and which code says so                                  |
 
@@ -59,6 +60,7 @@ mod spec;
 mod stats;
 mod streaming;
 mod update;
+mod upgrade;
 mod userns;
 mod volumes;
 

@@ -288,6 +288,7 @@ pub(crate) struct Node {
     pub(crate) streams: crate::streaming::Streams,
     pub(crate) runtimes: crate::features::Runtimes,
     pub(crate) confine: crate::confine::Confine,
+    pub(crate) builds: crate::upgrade::Builds,
     /// Containers whose records could not be read; as long as there are any, no image goes.
     pub(crate) unreadable: Mutex<Vec<String>>,
     /// On runroot, for as long as this criod lives.
