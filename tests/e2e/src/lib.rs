@@ -11,6 +11,7 @@
 
 pub mod daemon;
 pub mod monitor;
+pub mod previous;
 
 use std::path::PathBuf;
 
