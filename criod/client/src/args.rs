@@ -51,6 +51,8 @@ pub(crate) enum Verb {
     Status(StatusArgs),
     /// Show what containers use
     Stats(StatsArgs),
+    /// Show the processes that outlive criod: its keeper, and a monitor for each container
+    Monitors(MonitorsArgs),
 }
 
 impl Verb {
@@ -72,6 +74,10 @@ impl Verb {
             Verb::Rmi(a) => a.link.clone(),
             Verb::Status(a) => a.link.clone(),
             Verb::Stats(a) => a.link.clone(),
+            Verb::Monitors(a) => match &a.verb {
+                Some(MonitorsVerb::Upgrade { link, .. }) => link.clone(),
+                None => a.link.clone(),
+            },
         }
     }
 }
@@ -221,6 +227,34 @@ pub(crate) struct ImagesArgs {
     /// How to print
     #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
     pub(crate) output: Format,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct MonitorsArgs {
+    #[command(flatten)]
+    pub(crate) link: Link,
+    /// How to print
+    #[arg(short, long, value_enum, value_name = "FORMAT", default_value = "table")]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) verb: Option<MonitorsVerb>,
+}
+
+/// What to do with them.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum MonitorsVerb {
+    /// Have them become the installed build, without the containers noticing
+    Upgrade {
+        /// All that run another build, and the keeper
+        #[arg(long, conflicts_with = "ids", required_unless_present = "ids")]
+        all: bool,
+        /// Containers: names, or ids or their beginnings; or "keeper"
+        #[arg(value_name = "ID")]
+        ids: Vec<String>,
+        #[command(flatten)]
+        link: Link,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -29,6 +29,10 @@ pub(crate) enum Error {
     TimedOut { doing: String, after: Duration },
     #[error("the runtime's answer to {doing:?} lacks {what}")]
     Incomplete { doing: &'static str, what: &'static str },
+    #[error("cannot {doing}")]
+    Http { doing: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot {doing}: {said}")]
+    Refused { doing: String, said: String },
     #[error("there is no {kinds} {id:?}")]
     NoMatch { kinds: &'static str, id: String },
     #[error("{id:?} could be any of {matches}")]

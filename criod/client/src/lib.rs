@@ -2,19 +2,19 @@
 //!
 //! ```text
 //! criod VERB … ──args──► Verb ──┬─ gRPC (HTTP/2) ──► unix socket ──► criod, or any CRI runtime
-//!                               ├─ GET /v1/pulls (HTTP/1, same socket): how far a pull is
+//!                               ├─ HTTP/1, same socket: how far a pull is, and monitors
 //!                               ├─ SPDY over TCP or TLS, to the URL that a call gave: streams
 //!                               └─ log files on this machine, in the CRI's log format
 //! ```
 //!
 //! The binary `criod` mounts [`commands`] beside the daemon and hands what was matched to [`run`].
 //! Nothing here knows the daemon: the verbs use only calls of the CRI, and do without the progress
-//! of a pull where the server does not tell it.
+//! of a pull where the server does not tell it. `monitors` alone is criod's own.
 //!
 //! * `args` what the verbs take; `quantity` the notations in it (64Mi, 8080:80/udp, 10m)
 //! * `connect` the socket and the deadline of calls; `error` what is said when something fails
 //! * `resolve` from what a person types (a name, the start of an id) to one pod or container
-//! * `list`, `inspect`, `lifecycle`, `exec`, `attach`, `port_forward`, `pull`, `run`, `show`,
+//! * `list`, `inspect`, `lifecycle`, `monitors`, `exec`, `attach`, `port_forward`, `pull`, `run`, `show`,
 //!   `status` the verbs
 //! * `streaming` the connections of exec, attach and port-forward
 //! * [`logs`] the CRI log format: reading, joining, tailing, following across rotation
@@ -31,6 +31,7 @@ mod inspect;
 mod lifecycle;
 mod list;
 pub mod logs;
+mod monitors;
 mod port_forward;
 mod progress;
 mod pull;
@@ -132,5 +133,6 @@ async fn dispatch(verb: Verb, endpoint: &str, console: &mut Console) -> Result<u
         Verb::Rmi(a) => Box::pin(lifecycle::remove_images(&client, console, a)).await,
         Verb::Status(a) => Box::pin(status::status(&client, console, a)).await,
         Verb::Stats(a) => Box::pin(status::stats(&client, console, a)).await,
+        Verb::Monitors(a) => Box::pin(monitors::monitors(&client, console, a)).await,
     }
 }

@@ -375,6 +375,9 @@ keyed! {
         keeper_binary: Option<PathBuf> = None;
         /// The socket of that program; empty is keeper.sock in runroot.
         keeper_socket: Option<PathBuf> = None;
+        /// Whether running monitors and the keeper become the installed build, in place, when criod
+        /// starts and finds that they are another.
+        upgrade_monitors: bool = true => no_flag();
         /// The file that says which registries serve which names.
         registries_conf: PathBuf = "/etc/containers/registries.conf".into();
         /// The folder of files that add to it.

@@ -56,6 +56,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tokio::task::spawn_blocking(move || confined.confine.prepare(&confined.config));
     tokio::spawn(crate::stats::run(Arc::clone(&node)));
     tokio::spawn(streaming::serve(Arc::clone(&node), streaming));
+    tokio::spawn(crate::upgrade::run(Arc::clone(&node)));
     server::announce(&listen);
     notify("READY=1");
     tokio::select! {
@@ -130,6 +131,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         runtimes: crate::features::Runtimes::default(),
         confine: Confine::detect(&config, &paths.run)?,
         leftovers: crate::reconcile::Leftovers::default(),
+        builds: crate::upgrade::Builds::default(),
         _lock: lock,
         config,
         paths,

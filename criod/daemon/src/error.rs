@@ -97,6 +97,10 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl Error {
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.0
+    }
+
     pub(crate) fn not_found(what: &'static str, id: &str) -> Error {
         Kind::NotFound { what, id: id.to_owned() }.into()
     }

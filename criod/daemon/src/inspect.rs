@@ -7,6 +7,8 @@
 //! | `/config`          | the effective configuration                                        |
 //! | `/v1/pulls`        | pulls under way, with the progress of each layer                   |
 //! | `/v1/recovery`     | what is left over and not gone yet, and records that cannot be read |
+//! | `/criod/monitors`  | the keeper and each container's monitor: build, pid, memory        |
+//! | `/criod/monitors/upgrade` | by POST: has these become the installed build, and says what came of it |
 //!
 //! What cAdvisor makes of it: a cgroup `crio-<id>` is a container, or, by its label, a pod whose network
 //! it then reads through `pid`. It measures the folder `root`, less `/merged`, plus `/diff`: without
@@ -14,17 +16,51 @@
 
 use std::sync::PoisonError;
 
-use http::{Method, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+use crate::error::Error;
 use crate::node::Node;
 use crate::record::{ContainerRecord, ContainerState, PodRecord};
 
 /// What stands for a container where a pod is meant.
 const POD: &str = "POD";
 
+/// The longest body of a request, in bytes.
+const MAX_BODY: usize = 1 << 20;
+
 /// Answers one request.
-pub(crate) fn answer(node: &Node, method: &Method, path: &str) -> Response<String> {
+pub(crate) async fn serve(node: &Node, request: Request<Incoming>) -> Response<String> {
+    let path = request.uri().path().to_owned();
+    let done = match (request.method(), path.as_str()) {
+        (&Method::GET, "/criod/monitors") => node.processes().await.map(|all| json(&json!(all))),
+        (&Method::POST, "/criod/monitors/upgrade") => {
+            let body = http_body_util::Limited::new(request.into_body(), MAX_BODY);
+            let body = match body.collect().await {
+                Ok(body) => body.to_bytes(),
+                Err(e) => return reply(StatusCode::BAD_REQUEST, "text/plain", format!("{e}\n")),
+            };
+            match serde_json::from_slice(&body) {
+                Ok(asked) => node.upgrade(&asked).await.map(|all| json(&json!(all))),
+                Err(e) => Err(Error::invalid(e.to_string())),
+            }
+        }
+        (method, path) => Ok(answer(node, method, path)),
+    };
+    done.unwrap_or_else(|e| {
+        let status = match e.status().code() {
+            tonic::Code::NotFound => StatusCode::NOT_FOUND,
+            tonic::Code::InvalidArgument => StatusCode::BAD_REQUEST,
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        reply(status, "text/plain", e.chain() + "\n")
+    })
+}
+
+/// Answers what needs no waiting.
+fn answer(node: &Node, method: &Method, path: &str) -> Response<String> {
     if method != Method::GET {
         return reply(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is served\n".into());
     }

@@ -21,6 +21,8 @@ use crate::node::lock;
 
 /// How long the keeper may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an upgrade may take: the keeper gives it up much earlier.
+const UPGRADE: Duration = Duration::from_secs(15);
 /// How long a keeper that was started may take to listen.
 const START: Duration = Duration::from_secs(5);
 /// How long a keeper that was started just now may take to answer before it is looked for again.
@@ -285,6 +287,32 @@ impl Inner {
 }
 
 impl Keeper {
+    /// Its version and its pid.
+    pub(crate) async fn about(&self) -> Result<(String, i32)> {
+        let mut fields = self.call(vec!["PING".into()], Vec::new(), "ping").await?.fields;
+        let pid = fields.pop().and_then(|pid| pid.parse().ok());
+        Ok((fields.pop().unwrap_or_default(), pid.unwrap_or(0)))
+    }
+
+    /// The installed program.
+    pub(crate) fn program(&self) -> &std::path::Path {
+        &self.0.options.program
+    }
+
+    /// Has it become the installed program in place. On a connection of its own, for it goes on
+    /// answering others while it asks that program whether it agrees.
+    pub(crate) async fn upgrade(&self) -> Result<()> {
+        let inner = Arc::clone(&self.0);
+        let work = move || {
+            let program = inner.options.program.to_string_lossy().into_owned();
+            let conn = Conn::connect(&inner.options.socket, UPGRADE)?;
+            conn.call(&["UPGRADE", &program], &[])
+        };
+        let done = tokio::task::spawn_blocking(work).await.map_err(|_| Kind::Panicked)?;
+        done.map_err(|source| Kind::Keeper { action: "upgrade", source })?;
+        Ok(())
+    }
+
     pub(crate) fn socket(&self) -> &std::path::Path {
         &self.0.options.socket
     }

@@ -31,6 +31,7 @@
 //! | `reconcile`  | what is left over, found and removed                                       |
 //! | `monitor`    | calls to a container's monitor, and its replacement                        |
 //! | `keeper`     | calls to the keeper, and its replacement                                   |
+//! | `upgrade`    | which builds of both run, and their upgrade in place                       |
 //! | `userns`     | pods with a user namespace of their own                                    |
 //! | `error`      | what can go wrong, and which code says so                                  |
 
@@ -61,6 +62,7 @@ mod spec;
 mod stats;
 mod streaming;
 mod update;
+mod upgrade;
 mod userns;
 mod volumes;
 

@@ -40,6 +40,9 @@ const SILENCE: Duration = Duration::from_secs(5);
 /// How long a monitor may take to have room for a connection.
 const SESSION: Duration = Duration::from_secs(5);
 
+/// How long an upgrade may take: the monitor gives it up much earlier.
+const UPGRADE: Duration = Duration::from_secs(30);
+
 /// How often, and how far apart, the lock of an ending monitor is tried.
 const SEAL_ROUNDS: u32 = 500;
 const SEAL_PAUSE: Duration = Duration::from_millis(4);
@@ -410,6 +413,28 @@ impl Monitor {
         }
         self.state().await?;
         on_disk(ask).map_err(failed)
+    }
+
+    /// Has the monitor become a program in place. Asked once: one that dies of it is replaced, by
+    /// its installed program, and that is told.
+    pub(crate) async fn upgrade(&self, program: &Path) -> Result<()> {
+        let program = program.to_string_lossy().into_owned();
+        let request = UpgradeRequest { program, ..UpgradeRequest::new() };
+        let Connected { client, number } = self.connected().await?;
+        let limit = ttrpc::context::with_duration(UPGRADE);
+        match client.upgrade(limit, &request).await {
+            Err(e) if broken(&e) => {
+                self.mend(Some(number)).await?;
+                Err(self.error("upgrade", e))
+            }
+            Err(e) => Err(self.error("upgrade", e)),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// Whether there is one.
+    pub(crate) fn lives(&self) -> bool {
+        lives(&self.dir)
     }
 
     /// Where the container stands.

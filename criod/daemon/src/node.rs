@@ -297,6 +297,7 @@ pub(crate) struct Node {
     pub(crate) confine: crate::confine::Confine,
     /// What is left over and not gone yet.
     pub(crate) leftovers: crate::reconcile::Leftovers,
+    pub(crate) builds: crate::upgrade::Builds,
     /// On runroot, for as long as this criod lives.
     pub(crate) _lock: nix::fcntl::Flock<std::fs::File>,
 }

@@ -116,8 +116,7 @@ async fn connection(node: Arc<Node>, routes: Routes, stream: UnixStream) {
             if request.version() == http::Version::HTTP_2 {
                 return routes.call(request.map(Body::new)).await;
             }
-            let path = request.uri().path().to_owned();
-            let response = inspect::answer(&node, request.method(), &path);
+            let response = inspect::serve(&node, request).await;
             Ok::<_, Infallible>(response.map(|text| Body::new(text.map_err(|e| match e {}))))
         }
     });

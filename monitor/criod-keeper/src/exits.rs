@@ -40,6 +40,19 @@ impl Exits {
         Ok(Exits { path: path.to_owned(), file, by_pid })
     }
 
+    /// Goes on with a file that is open, and what is in it or should be.
+    pub(crate) fn take(path: &Path, file: File, by_pid: BTreeMap<i32, Exit>) -> Exits {
+        Exits { path: path.to_owned(), file, by_pid }
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = (i32, &Exit)> {
+        self.by_pid.iter().map(|(pid, exit)| (*pid, exit))
+    }
+
     pub(crate) fn get(&self, pid: i32) -> Option<&Exit> {
         self.by_pid.get(&pid)
     }

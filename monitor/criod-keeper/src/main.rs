@@ -16,6 +16,7 @@
 //! | `WATCH id pid`                 |                | `OK`; its exit status will be remembered    |
 //! | `REAP [id] pid`                |                | `OK running`, `OK status time`, `OK unknown`|
 //! | `LIST after`                   |                | `OK id…`: the next ids that hold spares     |
+//! | `UPGRADE program`              |                | `OK version`, by what it has become         |
 //!
 //! A wrong message is answered with `ERR text`. `status` is a wait status, `time` is in nanoseconds
 //! since the Unix epoch. The keeper is a subreaper: when a monitor dies, its container's init
@@ -23,7 +24,9 @@
 //! and decides nothing.
 
 mod exits;
+mod handover;
 mod server;
+mod upgrade;
 
 use std::process::ExitCode;
 
@@ -36,7 +39,11 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    match server::Keeper::new(&options).and_then(|mut k| k.run()) {
+    let keeper = match options.handover {
+        Some(number) => server::Keeper::resume(&options, number),
+        None => server::Keeper::new(&options),
+    };
+    match keeper.and_then(|mut k| k.run()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("criod-keeper: {}: {e}", options.socket.display());

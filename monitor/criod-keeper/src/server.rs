@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,13 +18,16 @@ use nix::unistd::Pid;
 use sys::seqpacket::{self, Conn, Message};
 
 use crate::exits::{Exit, Exits};
+use crate::upgrade::{self, Upgrade};
 
 /// What the command line says.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
     pub(crate) socket: PathBuf,
     /// Folders of the cgroup to join, one per hierarchy.
     pub(crate) cgroups: Vec<PathBuf>,
+    /// Descriptor of what this process hands over that has been another program until now.
+    pub(crate) handover: Option<RawFd>,
 }
 
 impl Options {
@@ -36,6 +39,13 @@ impl Options {
             match arg.as_str() {
                 "--socket" => options.socket = value()?.into(),
                 "--cgroup" => options.cgroups.push(value()?.into()),
+                "--handover" => {
+                    let number = value()?;
+                    let number = number.parse().map_err(|_| format!("{number:?} is no number"))?;
+                    options.handover = Some(number);
+                }
+                // What would be handed over comes as stdin.
+                "--check-state" => return upgrade::check().map(|()| None),
                 "--version" => {
                     println!("criod-keeper {}", env!("CARGO_PKG_VERSION"));
                     return Ok(None);
@@ -53,30 +63,40 @@ impl Options {
 /// Between two looks at whose socket stands at our path, while nothing else happens, in milliseconds.
 const LOOK: u16 = 30_000;
 
-const LISTENER: u64 = 0;
-const SIGNALS: u64 = 1;
+pub(crate) const LISTENER: u64 = 0;
+pub(crate) const SIGNALS: u64 = 1;
 const FIRST_CONN: u64 = 2;
 /// Ids in one answer to LIST.
 const PAGE: usize = 100;
 
 pub(crate) struct Keeper {
     epoll: Epoll,
-    socket: PathBuf,
+    pub(crate) options: Options,
     /// The file of our listening socket.
-    place: Option<(u64, u64)>,
-    listener: OwnedFd,
+    pub(crate) place: Option<(u64, u64)>,
+    pub(crate) listener: OwnedFd,
     signals: SignalFd,
-    conns: BTreeMap<u64, Conn>,
-    next_conn: u64,
-    spares: BTreeMap<String, BTreeMap<String, OwnedFd>>,
+    pub(crate) conns: BTreeMap<u64, Conn>,
+    pub(crate) next_conn: u64,
+    pub(crate) spares: BTreeMap<String, BTreeMap<String, OwnedFd>>,
     /// Processes whose end is to be remembered, and whose they are.
-    watched: HashMap<i32, String>,
-    exits: Exits,
+    pub(crate) watched: HashMap<i32, String>,
+    pub(crate) exits: Exits,
     /// The limit of open files that our children are to go back to.
-    soft_files: Option<u64>,
+    pub(crate) soft_files: Option<u64>,
+    /// A program that this one is to become.
+    pub(crate) upgrade: Option<Upgrade>,
 }
 
-type Answer = Result<(Vec<String>, Vec<OwnedFd>), String>;
+/// What a keeper begins with.
+pub(crate) struct Parts {
+    pub(crate) listener: OwnedFd,
+    pub(crate) place: Option<(u64, u64)>,
+    pub(crate) exits: Exits,
+    pub(crate) soft_files: Option<u64>,
+}
+
+pub(crate) type Answer = Result<(Vec<String>, Vec<OwnedFd>), String>;
 
 fn ok() -> Answer {
     Ok((Vec::new(), Vec::new()))
@@ -84,30 +104,36 @@ fn ok() -> Answer {
 
 impl Keeper {
     pub(crate) fn new(options: &Options) -> io::Result<Keeper> {
-        nix::sys::prctl::set_child_subreaper(true)?;
-        // It fails where we lead a session already, as under systemd.
-        let _ = nix::unistd::setsid();
         for dir in &options.cgroups {
             if let Err(e) = fs::write(dir.join("cgroup.procs"), "0") {
                 eprintln!("criod-keeper: {}: {e}", dir.display());
             }
         }
         let soft_files = raise_files();
+        let exits = Exits::open(&exits_file(options))?;
+        let listener = seqpacket::listen_at(&options.socket)?;
+        let place = place(&options.socket);
+        Keeper::make(options, Parts { listener, place, exits, soft_files })
+    }
+
+    pub(crate) fn make(options: &Options, parts: Parts) -> io::Result<Keeper> {
+        let Parts { listener, place, exits, soft_files } = parts;
+        nix::sys::prctl::set_child_subreaper(true)?;
+        // It fails where we lead a session already, as under systemd.
+        let _ = nix::unistd::setsid();
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
             mask.add(signal);
         }
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let exits = Exits::open(&options.socket.with_extension("exits"))?;
-        let listener = seqpacket::listen_at(&options.socket)?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
         epoll.add(&signals, EpollEvent::new(EpollFlags::EPOLLIN, SIGNALS))?;
         Ok(Keeper {
             epoll,
-            place: place(&options.socket),
-            socket: options.socket.clone(),
+            place,
+            options: options.clone(),
             listener,
             signals,
             conns: BTreeMap::new(),
@@ -116,17 +142,27 @@ impl Keeper {
             watched: HashMap::new(),
             exits,
             soft_files,
+            upgrade: None,
         })
+    }
+
+    /// Goes on with a connection that was handed over.
+    pub(crate) fn take_conn(&mut self, key: u64, conn: Conn) -> io::Result<()> {
+        self.epoll.add(&conn, EpollEvent::new(EpollFlags::EPOLLIN, key))?;
+        self.conns.insert(key, conn);
+        Ok(())
     }
 
     /// Serves until SIGTERM or SIGINT, or until another keeper has its place.
     pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); 16];
         loop {
-            let n = match self.epoll.wait(&mut events, EpollTimeout::from(LOOK)) {
+            let wait = self.upgrade.as_ref().map_or(LOOK, |u| u.left().min(LOOK));
+            let n = match self.epoll.wait(&mut events, EpollTimeout::from(wait)) {
                 Err(Errno::EINTR) => continue,
                 other => other?,
             };
+            self.expire_upgrade();
             if self.replaced() {
                 eprintln!("criod-keeper: another one listens in this one's place");
                 return Ok(());
@@ -149,7 +185,7 @@ impl Keeper {
     /// so long that criod started another. What we hold is held there by now, and a listening socket
     /// that only we hold would take connections that nobody serves.
     fn replaced(&self) -> bool {
-        place(&self.socket).is_some_and(|now| Some(now) != self.place)
+        place(&self.options.socket).is_some_and(|now| Some(now) != self.place)
     }
 
     fn accept(&mut self) {
@@ -184,7 +220,7 @@ impl Keeper {
     }
 
     /// Takes in every child that has ended. A watched one is written down before it is reaped.
-    fn reap(&mut self) {
+    pub(crate) fn reap(&mut self) {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         while let Ok(status) = waitid(Id::All, peek) {
             let (pid, raw) = match status {
@@ -194,6 +230,11 @@ impl Keeper {
                 }
                 _ => return,
             };
+            if self.upgrade.as_ref().is_some_and(|u| u.pid() == pid.as_raw()) {
+                let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+                self.checked(raw);
+                continue;
+            }
             if let Some(id) = self.watched.remove(&pid.as_raw()) {
                 let time = sys::clock::realtime();
                 self.exits.add(pid.as_raw(), Exit { id, status: raw, time });
@@ -212,9 +253,22 @@ impl Keeper {
                 return;
             }
         };
+        if let [verb, program] = &message.fields[..]
+            && verb == "UPGRADE"
+        {
+            return match self.begin_upgrade(key, program) {
+                // The answer comes later.
+                Ok(()) => {}
+                Err(text) => self.send(key, &Err(text)),
+            };
+        }
         let answer = self.answer(message);
+        self.send(key, &answer);
+    }
+
+    pub(crate) fn send(&mut self, key: u64, answer: &Answer) {
         let Some(conn) = self.conns.get(&key) else { return };
-        let sent = match &answer {
+        let sent = match answer {
             Ok((words, fds)) => {
                 let mut fields = vec!["OK"];
                 fields.extend(words.iter().map(String::as_str));
@@ -327,6 +381,11 @@ impl Keeper {
         let pidfd = sys::pidfd::open(pid).map_err(|e| format!("{id}: pidfd of {pid}: {e}"))?;
         Ok((vec![pid.to_string()], vec![pidfd]))
     }
+}
+
+/// Where the ends of watched processes are written down.
+pub(crate) fn exits_file(options: &Options) -> PathBuf {
+    options.socket.with_extension("exits")
 }
 
 /// What file stands at a path.

@@ -29,12 +29,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use api_monitor::monitor::Phase;
+use api_monitor::monitor::{Phase, handover};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
 use nix::unistd::{pipe2, write};
 use sys::tty::Size;
 
+use crate::handover::{Giving, maybe, take};
 use crate::monitor::Monitor;
 use crate::output::{CHUNK, Moved};
 use crate::poller::{Poller, Token};
@@ -198,6 +199,36 @@ impl Taps {
         self.shrink();
     }
 
+    /// The copies as they are handed over, and whether the stream has ended.
+    pub(crate) fn give<'a>(&'a self, fds: &mut Giving<'a>) -> (Vec<handover::Tap>, bool) {
+        let tap = |tap: &'a Tap| handover::Tap {
+            session: tap.key,
+            pipe: fds.fd(&tap.pipe),
+            late: tap.late.clone(),
+            ..handover::Tap::new()
+        };
+        (self.pipes.iter().map(tap).collect(), self.over)
+    }
+
+    /// Goes on with copies that were handed over.
+    pub(crate) fn take(
+        &mut self,
+        given: Vec<handover::Tap>,
+        over: bool,
+        poller: &Poller,
+        late: fn(u32) -> Token,
+    ) -> io::Result<()> {
+        self.over = over;
+        for tap in given {
+            self.add(tap.session, take(tap.pipe)?);
+            if let Some(last) = self.pipes.last_mut().filter(|_| !tap.late.is_empty()) {
+                poller.add_writable(&last.pipe, late(tap.session))?;
+                last.late = tap.late;
+            }
+        }
+        Ok(())
+    }
+
     /// Those who were cut off since the last time.
     pub(crate) fn slow(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.slow)
@@ -218,6 +249,21 @@ impl Client {
     /// It has gone, but not all that it has typed has come through.
     pub(crate) fn lingers(&self) -> bool {
         self.input.is_some()
+    }
+
+    pub(crate) fn give<'a>(&'a self, fds: &mut Giving<'a>) -> handover::Client {
+        let Client { input, waits, once } = self;
+        let input = fds.maybe(input.as_ref());
+        handover::Client { input, waits: *waits, once: *once, ..handover::Client::new() }
+    }
+
+    pub(crate) fn take(given: &handover::Client, key: u32, poller: &Poller) -> io::Result<Client> {
+        let input = maybe(given.input)?;
+        // One that waits for room is not watched, but the terminal is.
+        if let Some(input) = input.as_ref().filter(|_| !given.waits) {
+            poller.add(input, Token::Input(key))?;
+        }
+        Ok(Client { input, waits: given.waits, once: given.once })
     }
 }
 

@@ -17,19 +17,24 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use api_monitor::monitor::handover;
 use nix::sys::signal::Signal;
 use sys::seqpacket::Conn;
 use sys::tty::Size;
 
 use crate::exec::exit_code;
+use crate::handover::{Giving, maybe, take, wrong};
 use crate::life::{Job, console_for_runtime};
 use crate::monitor::Monitor;
-use crate::poller::Token;
+use crate::poller::{Poller, Token};
 use crate::runtime::Stdio3;
 use crate::session::{Kind, Named, Session, Wanted, hand_over};
 
 /// The longest process object, in bytes.
 const MAX_PROCESS: u64 = 4 << 20;
+/// What the streams of a command are called.
+const NAMES: [&str; 4] = ["stdin", "stdout", "stderr", "tty"];
+
 /// A command in the container.
 pub(crate) struct Command {
     /// 0 until the runtime has started it.
@@ -46,6 +51,59 @@ enum Console {
     None,
     Listens(OwnedFd),
     Sends(Conn),
+}
+
+impl Command {
+    pub(crate) fn give<'a>(&'a self, fds: &mut Giving<'a>) -> handover::Command {
+        let (console_listener, console_sender) = match &self.console {
+            Console::None => (0, 0),
+            Console::Listens(listener) => (fds.fd(listener), 0),
+            Console::Sends(conn) => (0, fds.fd(conn)),
+        };
+        let named = |(name, fd): &'a (&'static str, OwnedFd)| handover::Named {
+            name: (*name).to_owned(),
+            fd: fds.fd(fd),
+            ..handover::Named::new()
+        };
+        handover::Command {
+            ours: self.ours.iter().map(named).collect(),
+            pid: self.pid,
+            tty: self.tty,
+            size: self.size.map_or_else(Vec::new, |s| vec![s.rows.into(), s.columns.into()]),
+            console_listener,
+            console_sender,
+            ..handover::Command::new()
+        }
+    }
+
+    pub(crate) fn take(
+        given: &handover::Command,
+        key: u32,
+        poller: &Poller,
+    ) -> io::Result<Command> {
+        let console = match (maybe(given.console_listener)?, maybe(given.console_sender)?) {
+            (Some(listener), _) => Console::Listens(listener),
+            (_, Some(conn)) => Console::Sends(conn.into()),
+            _ => Console::None,
+        };
+        match &console {
+            Console::Listens(listener) => poller.add(listener, Token::SessionConsole(key))?,
+            Console::Sends(conn) => poller.add(conn, Token::SessionConsole(key))?,
+            Console::None => {}
+        }
+        let name = |name: &str| NAMES.iter().find(|n| **n == name).copied();
+        let ours = given.ours.iter().map(|named| {
+            let name = name(&named.name).ok_or_else(|| wrong(format!("stream {}", named.name)))?;
+            Ok((name, take(named.fd)?))
+        });
+        let cells = |n: &u32| u16::try_from(*n).unwrap_or(u16::MAX);
+        let size = match &given.size[..] {
+            [rows, columns] => Some(Size { rows: cells(rows), columns: cells(columns) }),
+            _ => None,
+        };
+        let ours = ours.collect::<io::Result<_>>()?;
+        Ok(Command { pid: given.pid, tty: given.tty, size, console, ours })
+    }
 }
 
 impl Monitor {

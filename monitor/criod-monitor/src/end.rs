@@ -376,6 +376,7 @@ impl Monitor {
         };
         let waiters = std::mem::take(&mut self.waiters.delete);
         self.answer_all(waiters, Ok(&answer));
+        self.upgrade_refused("the container has been deleted");
         self.ending = true;
     }
 

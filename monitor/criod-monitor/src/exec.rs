@@ -23,9 +23,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use api_monitor::monitor::{ExecSyncRequest, ExecSyncResponse, Phase};
+use api_monitor::monitor::{ExecSyncRequest, ExecSyncResponse, Phase, handover};
 use nix::errno::Errno;
 
+use crate::handover::{self as given, Giving, maybe, take};
 use crate::life::Job;
 use crate::monitor::Monitor;
 use crate::output::{CHUNK, drain_into};
@@ -64,6 +65,32 @@ impl Execs {
     pub(crate) fn next_deadline(&self) -> Option<i64> {
         self.running.values().filter_map(|e| e.deadline).min()
     }
+
+    /// The number that comes next.
+    pub(crate) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// A thread of this process waits for a command's pipe, and may do so for ever.
+    pub(crate) fn any_held(&self) -> bool {
+        self.running.values().any(|e| e.out.pull.is_held() || e.err.pull.is_held())
+    }
+
+    /// The commands as they are handed over.
+    pub(crate) fn give<'a>(&'a self, fds: &mut Giving<'a>) -> Vec<handover::Exec> {
+        let give = |(n, exec): (&u32, &'a Exec)| handover::Exec {
+            number: *n,
+            call: given::call(exec.waiter),
+            pid: exec.pid,
+            status: exec.status,
+            deadline: exec.deadline,
+            halves: vec![exec.out.give(fds), exec.err.give(fds)],
+            room: exec.room,
+            truncated: exec.truncated,
+            ..handover::Exec::new()
+        };
+        self.running.iter().map(give).collect()
+    }
 }
 
 struct Exec {
@@ -96,6 +123,23 @@ impl Half {
         let file = OpenOptions::new().create(true).truncate(true).write(true).open(&path)?;
         let (pipe, file) = (Some(Arc::new(pipe)), Arc::new(file));
         Ok(Half { pipe, pull: Pull::default(), watched: true, keeps: false, file, path, offset: 0 })
+    }
+
+    fn give<'a>(&'a self, fds: &mut Giving<'a>) -> handover::Half {
+        let (pipe, file) = (fds.maybe(self.pipe.as_deref()), fds.fd(&*self.file));
+        handover::Half { pipe, file, offset: self.offset, ..handover::Half::new() }
+    }
+
+    fn take(
+        given: &handover::Half,
+        path: PathBuf,
+        poller: &Poller,
+        token: Token,
+    ) -> io::Result<Half> {
+        let pipe = maybe(given.pipe)?.map(Arc::new);
+        pipe.as_ref().map_or(Ok(()), |pipe| poller.add(pipe, token))?;
+        let (pull, file) = (Pull::default(), Arc::new(take(given.file)?.into()));
+        Ok(Half { pipe, pull, watched: true, keeps: false, file, path, offset: given.offset })
     }
 
     /// Watches its pipe, but not one that is held: what is in that cannot be had.
@@ -199,6 +243,32 @@ impl Monitor {
             self.remove_exec_files(n, &FILES);
             Refusal::new(Code::Internal, format!("exec: {e}"))
         })
+    }
+
+    /// Goes on with commands that were handed over.
+    pub(crate) fn take_execs(&mut self, given: Vec<handover::Exec>, next: u32) -> io::Result<()> {
+        self.execs.next = next;
+        for exec in given {
+            let n = exec.number;
+            let [out, err] = &exec.halves[..] else {
+                return Err(given::wrong("a command without its two streams"));
+            };
+            let path = |kind| self.exec_file(n, kind);
+            let out = Half::take(out, path("stdout"), &self.poller, Token::ExecStdout(n))?;
+            let err = Half::take(err, path("stderr"), &self.poller, Token::ExecStderr(n))?;
+            let exec = Exec {
+                waiter: given::waiter(&exec.call),
+                pid: exec.pid,
+                status: exec.status,
+                deadline: exec.deadline,
+                out,
+                err,
+                room: exec.room,
+                truncated: exec.truncated,
+            };
+            self.execs.running.insert(n, exec);
+        }
+        Ok(())
     }
 
     /// Whether a command may begin now, where so many of its kind run.

@@ -53,6 +53,21 @@ impl Keeper {
         Keeper { path, id, link: Link::None, retry: RETRY_FIRST }
     }
 
+    /// The connection, where it is up.
+    pub(crate) fn link(&self) -> Option<&Conn> {
+        match &self.link {
+            Link::Up(conn) => Some(conn),
+            Link::Greeted(_) | Link::None => None,
+        }
+    }
+
+    /// Goes on with a connection that was handed over.
+    pub(crate) fn take(&mut self, conn: Conn, poller: &Poller) -> io::Result<()> {
+        poller.add(&conn, Token::Keeper)?;
+        self.up(conn);
+        Ok(())
+    }
+
     /// How long until [`Keeper::greet`] should be called; `None`: it is under way or done.
     pub(crate) fn retry(&mut self) -> Option<Duration> {
         let after = self.retry;

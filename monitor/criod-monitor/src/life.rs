@@ -32,6 +32,8 @@ use crate::runtime::{self, Stdio3};
 
 /// How long runtime calls may take that should be short.
 const SHORT_CALL: Duration = Duration::from_secs(10);
+/// How long a program may take to say whether it could go on from here.
+const CHECK_CALL: Duration = Duration::from_secs(5);
 /// How long `runtime delete` may take.
 const DELETE_CALL: Duration = Duration::from_secs(30);
 /// How long a call may go on that nobody needs any more.
@@ -54,6 +56,8 @@ pub(crate) enum Job {
     Query,
     Update,
     Exec(u32),
+    /// A program that the monitor is to become, while it is asked whether it can.
+    Check,
 }
 
 /// One of them.
@@ -94,6 +98,8 @@ pub(crate) struct Timers {
     pub(crate) leftover: Option<i64>,
     pub(crate) drain: Option<i64>,
     pub(crate) flush: Option<i64>,
+    /// Until when the log thread is to stand still for an upgrade.
+    pub(crate) upgrade: Option<i64>,
     /// How long until the next SIGKILL.
     pub(crate) patience: Duration,
 }
@@ -138,6 +144,7 @@ impl Monitor {
             // has none as long as they wait.
             Job::Exec(_) => Duration::ZERO,
             Job::Delete => DELETE_CALL,
+            Job::Check => CHECK_CALL,
             Job::Kill | Job::Cleanup | Job::Restart | Job::Query | Job::Update => SHORT_CALL,
         };
         let deadline = (!limit.is_zero()).then(|| sys::clock::deadline(limit));
@@ -196,6 +203,7 @@ impl Monitor {
             Job::Query => self.queried(status),
             Job::Update => self.update_done(status),
             Job::Exec(n) => self.exec_started(n, status),
+            Job::Check => self.checked(status),
         }
     }
 
@@ -308,6 +316,27 @@ impl Monitor {
         self.poller.add(&master, Token::Tty)?;
         self.tty = Some(Tty { master, pipe });
         self.close_console();
+        Ok(())
+    }
+
+    /// Goes on with a terminal, or the socket that it is to come by, that were handed over.
+    pub(crate) fn take_tty(
+        &mut self,
+        master: Option<OwnedFd>,
+        pipe: Option<OwnedFd>,
+        console: Option<OwnedFd>,
+    ) -> io::Result<()> {
+        if let Some(console) = &console {
+            self.poller.add(console, Token::Console)?;
+        }
+        self.console = console;
+        match (master, pipe) {
+            (Some(master), Some(pipe)) => {
+                self.poller.add(&master, Token::Tty)?;
+                self.tty = Some(Tty { master, pipe });
+            }
+            (_, pipe) => self.tty_pipe = pipe,
+        }
         Ok(())
     }
 

@@ -60,6 +60,19 @@ pub(crate) enum Command {
     Kept,
     /// Write all up to these offsets of stdout and stderr, closing a last line without newline.
     Flush([u64; 2]),
+    /// Stand still between two records, when all else is done, until the next command.
+    Pause,
+    /// Do not, or go on.
+    Go,
+}
+
+/// What the thread knows beyond the file `progress`.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Stand {
+    /// Records may be made.
+    pub(crate) open: bool,
+    pub(crate) flush: Option<[u64; 2]>,
+    pub(crate) ours_alone: bool,
 }
 
 /// What has been done.
@@ -69,12 +82,16 @@ pub(crate) enum Done {
     Opened(Result<Option<OwnedFd>, String>),
     Reopened(Result<Option<OwnedFd>, String>),
     Flushed,
+    /// It stands still, unless it has been sent something since: then it says so again.
+    Paused,
 }
 
 #[derive(Default)]
 struct Inbox {
     commands: VecDeque<Command>,
     data: bool,
+    /// The thread stands still, and only a command wakes it.
+    standing: Option<Stand>,
 }
 
 struct Shared {
@@ -95,13 +112,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Logger {
-    /// Starts the thread. It does nothing until it is told to open or resume.
+    /// Starts the thread. It does nothing until it is told to open or resume, or goes on from where
+    /// the same process stood still as another program, with this log.
     pub(crate) fn start(
         path: &str,
         dir: &Path,
         sync: bool,
         spools: [Arc<Spool>; 2],
+        stood: Option<(Stand, Option<File>)>,
     ) -> io::Result<Logger> {
+        let (stand, log) = stood.unwrap_or_default();
         let progress = Progress::open(&dir.join("progress"))?;
         for (spool, at) in spools.iter().zip(progress.now.spools) {
             // Beyond the spool's end only where the spool was lost.
@@ -119,13 +139,15 @@ impl Logger {
             shared: Arc::clone(&shared),
             path: (!path.is_empty()).then(|| PathBuf::from(path)),
             sync,
-            punched: spools.each_ref().map(|s| s.consumed.load(Ordering::Relaxed)),
+            // A predecessor may have left some: what is a hole already costs nothing.
+            punched: [0; 2],
             spools,
             progress,
-            log: None,
-            open: false,
-            flush: None,
-            ours_alone: false,
+            log,
+            open: stand.open,
+            flush: stand.flush,
+            ours_alone: stand.ours_alone,
+            pause: false,
             room: ROOM,
             replaced: None,
             look: None,
@@ -151,6 +173,12 @@ impl Logger {
     pub(crate) fn notify(&self) {
         lock(&self.shared.inbox).data = true;
         self.shared.wake.notify_one();
+    }
+
+    /// Where the thread stands still, if it does; it will until it is sent something.
+    pub(crate) fn stands(&self) -> Option<Stand> {
+        let inbox = lock(&self.shared.inbox);
+        inbox.standing.filter(|_| inbox.commands.is_empty())
     }
 
     /// What has been done since the last time.
@@ -185,6 +213,8 @@ struct Worker {
     /// The log is a file that only we have: if we die before the keeper has it, too, and it loses
     /// its name, what is in it is gone. So nothing is written to it yet.
     ours_alone: bool,
+    /// To stand still as soon as nothing else is asked for.
+    pause: bool,
     /// How much is written at a time at the moment.
     room: usize,
     /// The file that a new one took the place of; to be synced.
@@ -217,7 +247,26 @@ impl Worker {
             for command in self.next(until) {
                 self.obey(command);
             }
+            if self.pause {
+                self.stand_still();
+            }
         }
+    }
+
+    /// Waits until something is asked for. Here no record is half written, and nothing is that a
+    /// sick file system could hold up.
+    fn stand_still(&self) {
+        let mut inbox = lock(&self.shared.inbox);
+        if !inbox.commands.is_empty() {
+            return;
+        }
+        let Worker { open, flush, ours_alone, .. } = *self;
+        inbox.standing = Some(Stand { open, flush, ours_alone });
+        self.tell(Some(Done::Paused));
+        while inbox.commands.is_empty() {
+            inbox = self.shared.wake.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+        }
+        inbox.standing = None;
     }
 
     /// Says once what is wrong, however often it is tried.
@@ -287,6 +336,8 @@ impl Worker {
                 self.tell(Some(Done::Reopened(opened)));
             }
             Command::Flush(targets) => self.flush = Some(targets),
+            Command::Pause => self.pause = true,
+            Command::Go => self.pause = false,
         }
         if let Some(old) = self.replaced.take()
             && self.sync

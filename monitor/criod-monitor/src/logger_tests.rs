@@ -12,7 +12,8 @@ fn rig_in(dir: tempfile::TempDir) -> Rig {
     let spools =
         ["stdout.spool", "stderr.spool"].map(|n| Spool::open(&dir.path().join(n)).unwrap());
     let log = dir.path().join("0.log");
-    let logger = Logger::start(log.to_str().unwrap(), dir.path(), true, spools.clone()).unwrap();
+    let logger =
+        Logger::start(log.to_str().unwrap(), dir.path(), true, spools.clone(), None).unwrap();
     Rig { dir, spools, logger }
 }
 

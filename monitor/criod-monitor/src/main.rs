@@ -23,6 +23,8 @@
 //! | `command` | commands whose streams they carry                              |
 //! | `attach`  | clients that are attached to the container                     |
 //! | `update`  | changes of what the container may use                          |
+//! | `upgrade` | becoming another build in place                                |
+//! | `handover`| what then goes over                                            |
 //! | `output`  | pipes, terminal and spools                                     |
 //! | `pull`    | what touches pipes that the container may hold                 |
 //! | `logger`  | spools to log file                                             |
@@ -41,6 +43,7 @@ mod cgroup;
 mod command;
 mod end;
 mod exec;
+mod handover;
 mod keeper;
 mod life;
 mod logger;
@@ -55,9 +58,12 @@ mod session;
 mod state;
 mod takeover;
 mod update;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+use monitor::Monitor;
 
 /// Another monitor holds the lock of the folder.
 const EXIT_LOCKED: u8 = 75;
@@ -69,13 +75,28 @@ fn main() -> ExitCode {
             println!("criod-monitor {}", env!("CARGO_PKG_VERSION"));
             return ExitCode::SUCCESS;
         }
+        // What would be handed over as stdin.
+        (Some("--check-state"), Some(dir)) => {
+            return match upgrade::check_state(dir.as_ref()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(text) => {
+                    eprintln!("{text}");
+                    ExitCode::FAILURE
+                }
+            };
+        }
         (Some("--dir"), Some(dir)) => dir.into(),
         _ => {
             eprintln!("usage: criod-monitor --dir FOLDER   (its listening socket as stdin)");
             return ExitCode::from(64);
         }
     };
-    let monitor = monitor::Monitor::new(dir.clone());
+    let monitor = match (args.next().as_deref(), args.next().and_then(|n| n.parse().ok())) {
+        (Some("--handover"), Some(n)) => sys::replace::inherited(n)
+            .and_then(|memory| Monitor::resume(dir.clone(), memory))
+            .map(Some),
+        _ => Monitor::new(dir.clone()),
+    };
     match monitor.and_then(|m| m.map_or(Ok(EXIT_LOCKED), |m| m.run().map(|()| 0))) {
         Ok(code) => ExitCode::from(code),
         Err(e) => {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use api_monitor::monitor::*;
 use crilog::Stream;
-use nix::fcntl::Flock;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -21,9 +21,10 @@ use nix::unistd::Pid;
 use protobuf::Message;
 
 use crate::exec::Execs;
+use crate::handover::{maybe, stand, take};
 use crate::keeper::Keeper;
 use crate::life::{Running, Timers, Waiters};
-use crate::logger::{Command, Done, Logger};
+use crate::logger::{Command, Done, Logger, Stand};
 use crate::output::{Moved, Source, Tty};
 use crate::poller::{Poller, Token};
 use crate::pull::Pool;
@@ -31,6 +32,7 @@ use crate::rpc::{Answer, Code, Refusal, Request, Rpc, Waiter};
 use crate::session::Sessions;
 use crate::state::{self, State};
 use crate::update::Updates;
+use crate::upgrade::Upgrade;
 
 /// Between looks at a terminal that nobody has open.
 const TTY_RETRY: Duration = Duration::from_millis(100);
@@ -66,6 +68,7 @@ pub(crate) struct Monitor {
     pub(crate) execs: Execs,
     pub(crate) sessions: Sessions,
     pub(crate) updates: Updates,
+    pub(crate) upgrade: Option<Upgrade>,
     pub(crate) waiters: Waiters,
     pub(crate) timers: Timers,
     /// The program that init is until it becomes the container's.
@@ -82,13 +85,49 @@ pub(crate) struct Monitor {
     signals: SignalFd,
     timer: TimerFd,
     armed: Option<i64>,
-    _lock: Flock<File>,
+    pub(crate) lock: Flock<File>,
 }
 
 impl Monitor {
     /// Sets everything up; `None` when another monitor of this folder lives.
     pub(crate) fn new(dir: PathBuf) -> io::Result<Option<Monitor>> {
         let Some(lock) = state::lock(&dir)? else { return Ok(None) };
+        let state = State::load(&dir)?;
+        let mut monitor = Monitor::make(dir, lock, state, None, None)?;
+        monitor.listen_for_sessions();
+        monitor.keeper.connect(&monitor.poller);
+        monitor.take_over();
+        Ok(Some(monitor))
+    }
+
+    /// One that goes on in the same process: everything but what [`Monitor::take`] takes.
+    pub(crate) fn handed_over(dir: PathBuf, given: &mut Handover) -> io::Result<Monitor> {
+        let lock = Flock::lock(File::from(take(given.lock)?), FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, e)| e)?;
+        let state = State::handed_over(&dir, given.state.take().unwrap_or_default());
+        let listener = UnixListener::from(take(given.listener)?);
+        let log = maybe(given.log)?;
+        let file = log.as_ref().map(OwnedFd::try_clone).transpose()?.map(File::from);
+        let stood = Some((stand(&given.log_thread), file));
+        let mut monitor = Monitor::make(dir, lock, state, Some(listener), stood)?;
+        monitor.log = log;
+        if let Some(listener) = maybe(given.session_listener)? {
+            monitor.sessions.listen_on(listener, &monitor.poller)?;
+        }
+        if let Some(conn) = maybe(given.keeper)? {
+            monitor.keeper.take(conn.into(), &monitor.poller)?;
+        }
+        Ok(monitor)
+    }
+
+    /// One with nothing of the container's yet.
+    fn make(
+        dir: PathBuf,
+        lock: Flock<File>,
+        state: State,
+        listening: Option<UnixListener>,
+        stood: Option<(Stand, Option<File>)>,
+    ) -> io::Result<Monitor> {
         let _ = nix::unistd::setsid();
         restore_files();
         nix::sys::prctl::set_child_subreaper(true)?;
@@ -98,14 +137,13 @@ impl Monitor {
         mask.thread_block()?;
 
         let config = state::config(&dir)?;
-        let state = State::load(&dir)?;
         let poller = Poller::new()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         poller.add(&signals, Token::Signals)?;
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?;
         poller.add(&timer, Token::Timer)?;
-        let rpc = Rpc::new(listener(&dir)?, &poller)?;
+        let rpc = Rpc::new(listening.map_or_else(|| listener(&dir), Ok)?, &poller)?;
         let pool = Pool::new()?;
         poller.add(pool.event(), Token::Pulled)?;
         let sources =
@@ -113,10 +151,10 @@ impl Monitor {
         let [out, err] = sources;
         let sources = [out?, err?];
         let spools = [sources[0].spool.clone(), sources[1].spool.clone()];
-        let logger = Logger::start(&config.log_path, &dir, !config.no_sync_log, spools)?;
+        let logger = Logger::start(&config.log_path, &dir, !config.no_sync_log, spools, stood)?;
         poller.add(logger.event(), Token::Logger)?;
         let keeper = Keeper::new(config.keeper.clone().into(), config.id.clone());
-        let mut monitor = Monitor {
+        Ok(Monitor {
             dir,
             config,
             state,
@@ -137,6 +175,7 @@ impl Monitor {
             pool,
             sessions: Sessions::default(),
             updates: Updates::default(),
+            upgrade: None,
             waiters: Waiters::default(),
             timers: Timers::default(),
             before_start: None,
@@ -148,12 +187,8 @@ impl Monitor {
             signals,
             timer,
             armed: None,
-            _lock: lock,
-        };
-        monitor.listen_for_sessions();
-        monitor.keeper.connect(&monitor.poller);
-        monitor.take_over();
-        Ok(Some(monitor))
+            lock,
+        })
     }
 
     /// Serves until the container is deleted.
@@ -259,6 +294,7 @@ impl Monitor {
             "Update" => self.update(waiter, parse(payload)?)?,
             "ExecSync" => self.exec(waiter, parse(payload)?)?,
             "Delete" => self.delete(waiter),
+            "Upgrade" => self.upgrade(waiter, parse(payload)?)?,
             _ => {
                 let text = format!("criod-monitor {} has no {method}", env!("CARGO_PKG_VERSION"));
                 return Err(Refusal::new(Code::Unimplemented, text));
@@ -323,6 +359,7 @@ impl Monitor {
     }
 
     fn logged(&mut self) {
+        let mut stands = false;
         for done in self.logger.done() {
             match done {
                 Done::Opened(result) => {
@@ -340,11 +377,15 @@ impl Monitor {
                     }
                 }
                 Done::Flushed => self.exited(),
+                Done::Paused => stands = true,
             }
         }
         // It may have made room.
         self.pump(0);
         self.pump(1);
+        if stands {
+            self.log_stands();
+        }
     }
 
     fn keep_log(&mut self, result: Result<Option<OwnedFd>, String>) -> Result<(), String> {
@@ -501,6 +542,9 @@ impl Monitor {
         if due(&mut self.timers.flush) {
             self.exited_before_log();
         }
+        if due(&mut self.timers.upgrade) {
+            self.upgrade_late();
+        }
         self.expire_jobs(now);
         self.expire_execs(now);
         self.expire_sessions(now);
@@ -516,7 +560,7 @@ impl Monitor {
         let t = &self.timers;
         let fixed = [
             t.keeper, t.spool, t.accept, t.tty, t.kill, t.drain, t.flush, t.init, t.query,
-            t.leftover, t.heed,
+            t.leftover, t.heed, t.upgrade,
         ];
         let jobs = self.jobs.iter().filter_map(|r| r.deadline);
         let sessions = self.sessions.next_deadline();

@@ -17,11 +17,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use api_monitor::monitor::handover;
 use crilog::Stream;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, SpliceFFlags, splice};
 
 use crate::attach::Taps;
+use crate::handover::{Giving, maybe};
 use crate::poller::{Poller, Token};
 use crate::pull::{HELD, Pool, Pull};
 
@@ -121,6 +123,33 @@ impl Source {
         Ok(())
     }
 
+    /// The stream as it is handed over.
+    pub(crate) fn give<'a>(&'a self, fds: &mut Giving<'a>) -> handover::Stream {
+        let (taps, over) = self.taps.give(fds);
+        let pipe = fds.maybe(self.pipe.as_deref());
+        handover::Stream { pipe, taps, over, target: self.target, ..handover::Stream::new() }
+    }
+
+    /// Goes on with a stream that was handed over.
+    pub(crate) fn take(&mut self, given: handover::Stream, poller: &Poller) -> io::Result<()> {
+        self.target = given.target;
+        self.taps.take(given.taps, given.over, poller, self.late())?;
+        match maybe(given.pipe)? {
+            Some(pipe) => self.attach(pipe, poller),
+            None => Ok(()),
+        }
+    }
+
+    /// A thread of this process waits for its pipe, and may do so for ever.
+    pub(crate) fn is_held(&self) -> bool {
+        self.pull.is_held()
+    }
+
+    /// Who waits for room in a client's pipe.
+    fn late(&self) -> fn(u32) -> Token {
+        if self.token == Token::Stdout { Token::LateStdout } else { Token::LateStderr }
+    }
+
     /// Moves what there is into the spool.
     pub(crate) fn pump(&mut self, poller: &Poller) -> Moved {
         let moved = self.move_some(poller);
@@ -144,7 +173,7 @@ impl Source {
 
     fn move_some(&mut self, poller: &Poller) -> Moved {
         let Some(pipe) = self.pipe.clone() else { return Moved::End };
-        let late = if self.token == Token::Stdout { Token::LateStdout } else { Token::LateStderr };
+        let late = self.late();
         for _ in 0..TURNS {
             let room = SPOOL_MAX.saturating_sub(self.spool.waiting());
             if room == 0 {

@@ -85,6 +85,16 @@ impl Mark {
     }
 }
 
+/// Whether what stands there is of a version that this program knows.
+pub(crate) fn check(path: &Path) -> io::Result<()> {
+    let mut bytes = std::fs::read(path)?;
+    bytes.resize(LEN, 0);
+    match bytes.first_chunk().and_then(Mark::decode) {
+        Some(_) => Ok(()),
+        None => Err(io::Error::new(io::ErrorKind::InvalidData, "of an unknown version")),
+    }
+}
+
 impl Progress {
     /// Opens the file; where there is none, or another's, it begins at nothing.
     pub(crate) fn open(path: &Path) -> io::Result<Progress> {

@@ -13,9 +13,11 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
+use api_monitor::monitor::handover::Connection;
 use protobuf::rt::WireType;
 use protobuf::{CodedInputStream, CodedOutputStream};
 
+use crate::handover::{Giving, take};
 use crate::poller::{Poller, Token};
 
 const HEADER: usize = 10;
@@ -67,8 +69,8 @@ impl<M: protobuf::Message> Answer for M {
 /// A call that waits for its answer.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Waiter {
-    conn: u32,
-    stream: u32,
+    pub(crate) conn: u32,
+    pub(crate) stream: u32,
 }
 
 /// A call that has come in.
@@ -102,6 +104,48 @@ impl Rpc {
         listener.set_nonblocking(true)?;
         poller.add(&listener, Token::Listener)?;
         Ok(Rpc { listener, conns: BTreeMap::new(), next: 0, events: 0 })
+    }
+
+    pub(crate) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// The number of the next connection.
+    pub(crate) fn next(&self) -> u32 {
+        self.next
+    }
+
+    /// The connections as they are handed over.
+    pub(crate) fn give<'a>(&'a self, fds: &mut Giving<'a>) -> Vec<Connection> {
+        let give = |(key, conn): (&u32, &'a Conn)| Connection {
+            number: *key,
+            socket: fds.fd(&conn.stream),
+            input: conn.input.clone(),
+            output: conn.output.clone(),
+            pending: conn.pending,
+            heard: conn.heard,
+            ..Connection::new()
+        };
+        self.conns.iter().map(give).collect()
+    }
+
+    /// Goes on with connections that were handed over.
+    pub(crate) fn take(
+        &mut self,
+        given: Vec<Connection>,
+        next: u32,
+        poller: &Poller,
+    ) -> io::Result<()> {
+        self.next = next;
+        for Connection { number, socket, input, output, pending, heard, .. } in given {
+            let stream = UnixStream::from(take(socket)?);
+            let token = Token::Conn(number);
+            poller.add(&stream, token)?;
+            poller.set_writable(&stream, token, !output.is_empty())?;
+            self.events = self.events.max(heard);
+            self.conns.insert(number, Conn { stream, input, output, pending, heard });
+        }
+        Ok(())
     }
 
     /// Watches for connections again, or no longer.

@@ -31,12 +31,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use api_monitor::monitor::handover::{self, session};
 use nix::sys::signal::Signal;
 use sys::seqpacket::Conn;
 use sys::tty::Size;
 
 use crate::attach::{Client, MAX_LINGERING};
 use crate::command::Command;
+use crate::handover::{Giving, maybe};
 use crate::life::Job;
 use crate::monitor::Monitor;
 use crate::poller::{Poller, Token};
@@ -91,7 +93,80 @@ pub(crate) struct Wanted {
 /// Descriptors and what they are called.
 pub(crate) type Named = Vec<(&'static str, OwnedFd)>;
 
+impl Session {
+    /// The session as it is handed over.
+    pub(crate) fn give<'a>(&'a self, fds: &mut Giving<'a>) -> handover::Session {
+        let socket = fds.maybe(self.conn.as_ref());
+        let kind = match &self.kind {
+            Kind::Prepared { asked, until } => session::Kind::Prepared(handover::Prepared {
+                until: *until,
+                asked: asked.as_ref().map(|a| a.give(fds)).into(),
+                ..handover::Prepared::new()
+            }),
+            Kind::Command(command) => session::Kind::Command(command.give(fds)),
+            Kind::Client(client) => session::Kind::Client(client.give(fds)),
+        };
+        handover::Session { number: self.key, socket, kind: Some(kind), ..handover::Session::new() }
+    }
+}
+
+impl Asked {
+    fn give<'a>(&'a self, fds: &mut Giving<'a>) -> handover::Asked {
+        let (wanted, tty, process) = match self {
+            Asked::Attach(wanted) => (wanted, false, 0),
+            Asked::Exec { tty, wanted, process } => (wanted, *tty, fds.fd(process)),
+        };
+        let Wanted { stdin, stdout, stderr } = *wanted;
+        handover::Asked { stdin, stdout, stderr, tty, process, ..handover::Asked::new() }
+    }
+
+    fn take(given: &handover::Asked) -> io::Result<Asked> {
+        let handover::Asked { stdin, stdout, stderr, tty, .. } = *given;
+        let wanted = Wanted { stdin, stdout, stderr };
+        Ok(match maybe(given.process)? {
+            Some(process) => Asked::Exec { tty, wanted, process },
+            None => Asked::Attach(wanted),
+        })
+    }
+}
+
 impl Sessions {
+    pub(crate) fn listener(&self) -> Option<&OwnedFd> {
+        self.listener.as_ref()
+    }
+
+    /// Goes on with a socket that was handed over.
+    pub(crate) fn listen_on(&mut self, listener: OwnedFd, poller: &Poller) -> io::Result<()> {
+        poller.add(&listener, Token::Sessions)?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    /// Goes on with a session that was handed over.
+    pub(crate) fn take_over(
+        &mut self,
+        given: handover::Session,
+        poller: &Poller,
+    ) -> io::Result<()> {
+        let key = given.number;
+        let conn = maybe(given.socket)?.map(Conn::from);
+        if let Some(conn) = &conn {
+            poller.add(conn, Token::Session(key))?;
+        }
+        let kind = match given.kind {
+            Some(session::Kind::Prepared(p)) => Kind::Prepared {
+                asked: p.asked.as_ref().map(Asked::take).transpose()?,
+                until: p.until,
+            },
+            Some(session::Kind::Command(c)) => Kind::Command(Command::take(&c, key, poller)?),
+            Some(session::Kind::Client(c)) => Kind::Client(Client::take(&c, key, poller)?),
+            None => return Err(crate::handover::wrong("a session of an unknown kind")),
+            Some(_) => return Err(crate::handover::wrong("a session of an unknown kind")),
+        };
+        self.all.push(Session { key, conn, kind });
+        Ok(())
+    }
+
     /// Watches for connections again, or no longer.
     pub(crate) fn listen(&self, poller: &Poller, on: bool) {
         if let Some(listener) = &self.listener {

@@ -46,6 +46,12 @@ impl State {
         Ok(State { path, now })
     }
 
+    /// One that was handed over by what this process has been until now.
+    pub(crate) fn handed_over(dir: &Path, mut now: StateResponse) -> State {
+        now.version = env!("CARGO_PKG_VERSION").into();
+        State { path: dir.join("state"), now }
+    }
+
     /// Writes the state down.
     pub(crate) fn save(&self) -> io::Result<()> {
         let bytes = self.now.write_to_bytes()?;
@@ -76,6 +82,11 @@ fn known(state: &StateResponse) -> Phase {
     } else {
         Phase::PHASE_CREATING
     }
+}
+
+/// Reads the state as it was written.
+pub(crate) fn read(dir: &Path) -> io::Result<StateResponse> {
+    Ok(StateResponse::parse_from_bytes(&fs::read(dir.join("state"))?)?)
 }
 
 /// Reads the configuration that criod wrote.

@@ -182,7 +182,7 @@ impl Monitor {
     }
 
     /// Learns of init's end although another is its parent.
-    fn adopt_init(&mut self) {
+    pub(crate) fn adopt_init(&mut self) {
         let pid = self.state.now.pid;
         let there = |s: sys::proc::Stat| s.start_time == self.state.now.pid_start_time;
         if self.init.is_none() && sys::proc::stat(pid).is_some_and(there) {

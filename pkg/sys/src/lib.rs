@@ -10,6 +10,7 @@
 //! | [`clock`]     | boot time, wall time, boot id                                         |
 //! | [`null`]      | null devices of one's own                                             |
 //! | [`pipe`]      | how many bytes a pipe holds; pipes that a container may reopen        |
+//! | [`replace`]   | becoming another program in place, descriptors and all                |
 //! | [`file`]      | exchanging two files                                                  |
 //! | [`mount`]     | mounts that show other owners                                         |
 //! | [`proc`]      | start times and process trees from /proc                              |
@@ -26,6 +27,7 @@ pub mod null;
 pub mod pidfd;
 pub mod pipe;
 pub mod proc;
+pub mod replace;
 pub mod seqpacket;
 pub mod start;
 pub mod tty;

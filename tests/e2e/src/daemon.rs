@@ -55,6 +55,8 @@ pub struct Options {
     pub no_network: bool,
     /// With it portmap is in the chain.
     pub portmap: bool,
+    /// With it criod is this program and not the one under test.
+    pub criod: Option<PathBuf>,
     /// With it runc is the one that tests/setup/install builds, which has user namespaces.
     pub new_runc: bool,
 }
@@ -209,7 +211,8 @@ impl Criod {
     pub fn command(&self) -> Command {
         let at = |name: &str| self.dir.join(name);
         let log = OpenOptions::new().create(true).append(true).open(at("criod.log")).unwrap();
-        let mut command = Command::new(program("criod"));
+        let criod = self.options.criod.clone().unwrap_or_else(|| program("criod"));
+        let mut command = Command::new(criod);
         command.args(["--config", "", "--config-dir", "", "--cgroup-manager", "cgroupfs"]);
         command.args(["--default-runtime", "runc", "--log-level", "debug"]);
         for (flag, name) in [
@@ -281,6 +284,11 @@ impl Criod {
         let status = eventually("criod ends", || child.try_wait().unwrap());
         self.child = None;
         status
+    }
+
+    /// From the next start on criod is another program.
+    pub fn becomes(&mut self, criod: PathBuf) {
+        self.options.criod = Some(criod);
     }
 
     /// SIGKILL, then a new one.

@@ -12,6 +12,7 @@
 pub mod daemon;
 pub mod disk;
 pub mod monitor;
+pub mod previous;
 pub mod stuck;
 
 use std::path::PathBuf;

@@ -14,6 +14,7 @@
 //! | `null`     | streams that nobody wants, and the node's /dev/null               |
 //! | `hostile`  | garbage and crowds on the sockets                                 |
 //! | `update`   | what the container may use, changed by the runtime                |
+//! | `upgrade`  | monitor and keeper that become another build in place             |
 //! | `limits`   | what some use up, or hold for ever, leaves others theirs          |
 #![allow(clippy::unwrap_used, reason = "what a test cannot set up is a failure of that test")]
 
@@ -41,6 +42,8 @@ mod sessions;
 mod stuck;
 #[path = "monitor/update.rs"]
 mod update;
+#[path = "monitor/upgrade.rs"]
+mod upgrade;
 
 use std::time::Duration;
 
