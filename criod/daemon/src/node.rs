@@ -290,8 +290,12 @@ pub(crate) struct Node {
     pub(crate) confine: crate::confine::Confine,
     /// Containers whose records could not be read; as long as there are any, no image goes.
     pub(crate) unreadable: Mutex<Vec<String>>,
-    /// On runroot, for as long as this criod lives.
-    pub(crate) _lock: nix::fcntl::Flock<std::fs::File>,
+    /// The pool of threads that does the work, and ends before what the front waits for.
+    pub(crate) work: tokio::runtime::Handle,
+    /// ExecSync calls in flight.
+    pub(crate) relays: crate::end::Count,
+    /// Output that a criod before may still be reading.
+    pub(crate) output_of_before: Mutex<Option<Vec<PathBuf>>>,
 }
 
 impl std::fmt::Debug for Node {

@@ -73,7 +73,7 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
             continue;
         }
         let run = node.paths.container_run(&container.id);
-        forget_output(&run);
+        forget_output(node, &run);
         refresh(&container, &run);
         if let Some(state) = last_state(&run)
             && matches!(
@@ -97,11 +97,15 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
     Ok(())
 }
 
-/// Output of commands whose callers went with the criod before.
-fn forget_output(run: &Path) {
+/// Output of commands whose callers went with the criod before, unless that still relays some.
+fn forget_output(node: &Node, run: &Path) {
+    let mut later = lock(&node.output_of_before);
     for name in entries(run) {
         if name.starts_with("exec-") && (name.ends_with(".stdout") || name.ends_with(".stderr")) {
-            let _ = fs::remove_file(run.join(name));
+            match &mut *later {
+                Some(later) => later.push(run.join(name)),
+                None => drop(fs::remove_file(run.join(name))),
+            }
         }
     }
 }
