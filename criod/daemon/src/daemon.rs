@@ -253,15 +253,23 @@ async fn hand_over(
         .map_err(Error::system("hand over to a successor that could serve"))?;
     drop(listener);
     info!(pid = successor.pid(), calls = node.relays.now(), "reload: the successor serves");
-    while stopped {
+    if stopped {
         tokio::select! {
-            () = node.relays.none() => break,
-            () = signals.ends.told() => break,
-            _ = signals.hangup.recv() => successor.again(),
+            () = node.relays.none() => {}
+            () = signals.ends.told() => {}
+            // For as long as criod is here.
+            () = hand_on(&mut signals.hangup, &successor) => {}
         }
     }
     drop(relaying);
     Ok(())
+}
+
+/// Hands every SIGHUP on.
+async fn hand_on(hangup: &mut Signal, successor: &Candidate) {
+    while hangup.recv().await.is_some() {
+        successor.again();
+    }
 }
 
 /// Says, as long as it is held shared, that a criod relays commands whose output lies in files; taken
