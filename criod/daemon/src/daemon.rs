@@ -16,7 +16,7 @@ use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::confine::Confine;
 use crate::end::{Attached, Count, FLUSH, Stage, Stages};
@@ -230,7 +230,10 @@ async fn hand_over(
     mut successor: Candidate,
 ) -> Result<()> {
     let Serving { node, lock: own, listener } = serving;
+    node.leaving.store(true, Ordering::SeqCst);
     node.network.leave();
+    // Work that is cut where it waits for a clock or a socket is cut by a panic.
+    std::panic::set_hook(Box::new(|panic| debug!("reload: work is cut: {panic}")));
     let stopped = tokio::select! {
         stopped = work.end() => stopped,
         () = signals.ends.told() => {
@@ -238,6 +241,7 @@ async fn hand_over(
             return Ok(());
         }
     };
+    drop(std::panic::take_hook());
     let relaying = relay_lock(&node.paths, FlockArg::LockSharedNonblock);
     if stopped {
         node.store.let_go();
@@ -389,6 +393,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener, Flock<File>)> 
         confine: Confine::detect(&config, &paths.run)?,
         unreadable: std::sync::Mutex::default(),
         work: tokio::runtime::Handle::current(),
+        leaving: AtomicBool::new(false),
         relays: Count::default(),
         output_of_before: std::sync::Mutex::new(relays),
         config,

@@ -5,6 +5,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api_cri::v1::{ExecSyncRequest, ExecSyncResponse};
@@ -36,10 +37,11 @@ impl Node {
         let relay = self.relays.one();
         let node = Arc::clone(self);
         let ready = self.work.spawn(async move { node.exec_ready(request).await });
-        let ready = ready.await.map_err(|e| match e.is_cancelled() {
-            true => Error::from(Kind::Restarting),
-            false => Kind::Panicked.into(),
-        })??;
+        let ready = match ready.await.unwrap_or_else(|_| Err(Kind::Panicked.into())) {
+            // Nothing has begun, and it is the end of the pool that it failed for.
+            Err(_) if self.leaving.load(Ordering::SeqCst) => Err(Kind::Restarting.into()),
+            other => other,
+        }?;
         let task = tokio::spawn(async move {
             let _relay = relay;
             ready.run().await

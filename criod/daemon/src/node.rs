@@ -292,6 +292,8 @@ pub(crate) struct Node {
     pub(crate) unreadable: Mutex<Vec<String>>,
     /// The pool of threads that does the work, and ends before what the front waits for.
     pub(crate) work: tokio::runtime::Handle,
+    /// The pool is being ended: what fails in it now may do so for that alone.
+    pub(crate) leaving: std::sync::atomic::AtomicBool,
     /// ExecSync calls in flight.
     pub(crate) relays: crate::end::Count,
     /// Output that a criod before may still be reading.

@@ -175,9 +175,10 @@ impl Server {
             };
         }
         let answer = tokio::select! {
+            // First: what the pool says while it ends is its end's.
             biased;
-            answer = self.work(async move { routes.call(request).await }) => answer,
             () = stage.reached(Stage::HandingOver) => Err(unavailable(false)),
+            answer = self.work(async move { routes.call(request).await }) => answer,
         };
         Ok(match answer {
             Ok(Ok(answer)) => until(Stage::HandingOver, stage, answer),
@@ -191,8 +192,8 @@ impl Server {
         let mut stage = self.stage.clone();
         let answer = tokio::select! {
             biased;
-            answer = self.work(async move { inspect::answer(&node, &method, &path) }) => answer,
             () = stage.reached(Stage::HandingOver) => Err(unavailable(false)),
+            answer = self.work(async move { inspect::answer(&node, &method, &path) }) => answer,
         };
         let answer = answer.unwrap_or_else(|status| {
             let mut answer = http::Response::new(format!("{}\n", status.message()));
