@@ -106,7 +106,7 @@ func (p *pump) moves(t *testing.T, when string) {
 
 // restarter kills criod and starts it again, by the script that the environment names: "kill" sends
 // SIGKILL and waits until it is dead, "start" waits until it answers, "start next" takes another copy
-// of the program.
+// of the program, "reload" has a successor take over and waits until that answers.
 type restarter struct {
 	t      *testing.T
 	script string

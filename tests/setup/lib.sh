@@ -105,6 +105,24 @@ node_kill() {
     return 1
 }
 
+# Has a successor take over from the criod that was started last, and waits until that answers.
+node_reload() {
+    local pid i
+    pid=$(cat "$NODE/criod.pid")
+    grep -qaF "$NODE/" "/proc/$pid/cmdline" || return
+    kill -HUP "$pid"
+    for i in $(seq 1000); do
+        CRIOD_PID=$(sed -n 's/.*the successor serves pid=\([0-9]*\).*/\1/p' "$NODE/criod.log" | tail -n 1)
+        if [ -n "$CRIOD_PID" ] && [ "$CRIOD_PID" != "$pid" ] && [ -d "/proc/$CRIOD_PID" ]; then
+            echo "$CRIOD_PID" >"$NODE/criod.pid"
+            "$CRIOD_BIN/criod" status --timeout 10s >/dev/null
+            return
+        fi
+        sleep 0.01
+    done
+    return 1
+}
+
 # Whether a process is dead. Whoever is its parent may be slow to bury it; and while any of its threads
 # still closes what it had open, the first of them a zombie long since, its locks and ports are taken.
 node_dead() {
@@ -117,10 +135,11 @@ node_restart() {
     {
         echo '#!/usr/bin/env bash'
         declare -p NODE CRIOD_BIN CRIOD_FLAGS
-        declare -f node_start node_kill node_dead
+        declare -f node_start node_kill node_reload node_dead
         # shellcheck disable=SC2016
         echo 'case ${1-} in
             kill) node_kill ;;
+            reload) node_reload ;;
             start) [ "${2-}" != next ] || CRIOD_BIN=$NODE/next; node_start "$CRIOD_BIN" ;;
             *) exit 2 ;;
         esac'

@@ -73,6 +73,10 @@ pub(crate) enum Kind {
     Record { path: PathBuf, problem: String },
     #[error("operation ended by a panic")]
     Panicked,
+    #[error("criod is being restarted; the operation goes on, repeat the call")]
+    Restarting,
+    #[error("criod is being restarted; the result of the command is lost")]
+    ResultLost,
 }
 
 impl From<Kind> for Error {
@@ -189,7 +193,7 @@ impl Error {
             {
                 Code::ResourceExhausted
             }
-            Kind::Keeper { .. } => Code::Unavailable,
+            Kind::Keeper { .. } | Kind::Restarting | Kind::ResultLost => Code::Unavailable,
             Kind::Monitor { source: ttrpc::Error::RpcStatus(status), .. } => {
                 match status.code.value() {
                     9 => Code::FailedPrecondition,

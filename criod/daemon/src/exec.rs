@@ -3,28 +3,53 @@
 //! The command gets the container's own `process` object with other arguments: the same user,
 //! environment, capabilities and limits. Its output comes as files from the monitor.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api_cri::v1::{ExecSyncRequest, ExecSyncResponse};
 use api_monitor::monitor::ExecSyncRequest as Asked;
 
 use crate::error::{Error, Kind, Result};
+use crate::monitor::exec_sync;
 use crate::node::{Container, Node, blocking, on_disk};
 use crate::record::ContainerState;
 
+/// A command that is ready to run.
+struct Ready {
+    id: String,
+    command: String,
+    seconds: i64,
+    asked: Asked,
+    /// A connection to the monitor, of its own.
+    monitor: UnixStream,
+}
+
 impl Node {
     /// Runs a command in a container and waits for its end. A caller that goes away leaves nothing.
+    ///
+    /// The front's to call: once the command is begun, nothing of the node is needed but the monitor.
     pub(crate) async fn exec_sync(
         self: &Arc<Self>,
         request: ExecSyncRequest,
     ) -> Result<ExecSyncResponse> {
+        let relay = self.relays.one();
         let node = Arc::clone(self);
-        let task = tokio::spawn(async move { node.exec_and_wait(request).await });
+        let ready = self.work.spawn(async move { node.exec_ready(request).await });
+        let ready = match ready.await.unwrap_or_else(|_| Err(Kind::Panicked.into())) {
+            // Nothing has begun, and it is the end of the pool that it failed for.
+            Err(_) if self.leaving.load(Ordering::SeqCst) => Err(Kind::Restarting.into()),
+            other => other,
+        }?;
+        let task = tokio::spawn(async move {
+            let _relay = relay;
+            ready.run().await
+        });
         task.await.unwrap_or_else(|_| Err(Kind::Panicked.into()))
     }
 
-    async fn exec_and_wait(self: &Arc<Self>, request: ExecSyncRequest) -> Result<ExecSyncResponse> {
+    async fn exec_ready(&self, request: ExecSyncRequest) -> Result<Ready> {
         let container = self.container(&request.container_id)?;
         if request.cmd.is_empty() {
             return Err(Error::invalid("cmd is empty"));
@@ -41,21 +66,28 @@ impl Node {
             timeout_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
             ..Asked::new()
         };
-        let done =
-            container.monitor.exec_sync(&asked).await.map_err(|e| match e.monitor_refusal() {
-                Some(text) => {
-                    Kind::Runtime(format!("exec in container {}: {text}", container.id)).into()
-                }
-                None => e,
-            })?;
+        let monitor = container.monitor.connection().await?;
+        Ok(Ready { id: container.id.clone(), command, seconds: request.timeout, asked, monitor })
+    }
+}
+
+impl Ready {
+    async fn run(self) -> Result<ExecSyncResponse> {
+        let done = exec_sync(&self.id, self.monitor, &self.asked).await;
+        let done = done.map_err(|e| match e.monitor_refusal() {
+            Some(text) => Kind::Runtime(format!("exec in container {}: {text}", self.id)).into(),
+            None => e,
+        })?;
         let (stdout, stderr) = (done.stdout.clone(), done.stderr.clone());
         let (stdout, stderr) = blocking(move || Ok((take(&stdout)?, take(&stderr)?))).await?;
         if done.timed_out {
-            return Err(Kind::ExecTimeout { command, seconds: request.timeout }.into());
+            return Err(Kind::ExecTimeout { command: self.command, seconds: self.seconds }.into());
         }
         Ok(ExecSyncResponse { stdout, stderr, exit_code: done.exit_code })
     }
+}
 
+impl Node {
     /// A container that runs.
     pub(crate) fn running(&self, id: &str) -> Result<Arc<Container>> {
         let container = self.container(id)?;

@@ -82,11 +82,17 @@ impl Keeper {
     async fn guard(self) {
         loop {
             let socket = self.0.options.socket.clone();
-            let gone = tokio::task::spawn_blocking(move || {
-                let idle = Conn::connect(&socket, IDLE)?;
-                while matches!(idle.recv(), Err(e) if e.kind() == io::ErrorKind::WouldBlock) {}
-                Ok::<_, io::Error>(())
+            let (tell, gone) = tokio::sync::oneshot::channel();
+            // A thread of its own, as it would keep the pool from ending.
+            let watch = std::thread::Builder::new().name("keeper-watch".into()).spawn(move || {
+                let watched = Conn::connect(&socket, IDLE).map(|idle| {
+                    while matches!(idle.recv(), Err(e) if e.kind() == io::ErrorKind::WouldBlock) {}
+                });
+                let _ = tell.send(watched);
             });
+            if let Err(e) = watch {
+                warn!("keeper is not watched: {e}");
+            }
             if matches!(gone.await, Ok(Ok(()))) {
                 warn!("keeper has gone");
             }

@@ -8,6 +8,8 @@
 //! |--------------|----------------------------------------------------------------------------|
 //! | `daemon`     | from start to end                                                          |
 //! | `server`     | the socket: gRPC, and `inspect` over HTTP/1                                |
+//! | `end`        | the end of serving: every call is answered                                 |
+//! | `succeed`    | a reload: one criod after another                                          |
 //! | `cri`        | the CRI service: the only place that answers in its types                  |
 //! | `node`       | all that is known, and the indexes over it                                 |
 //! | `pods`       | a pod sandbox's life                                                       |
@@ -39,6 +41,7 @@ mod confine;
 mod containers;
 mod cri;
 mod daemon;
+mod end;
 mod error;
 mod events;
 mod exec;
@@ -61,6 +64,7 @@ mod server;
 mod spec;
 mod stats;
 mod streaming;
+mod succeed;
 mod update;
 mod upgrade;
 mod userns;
@@ -69,6 +73,7 @@ mod volumes;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::succeed::{Heir, Program, Start};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use criod_config::Loaded;
 use tracing::{error, warn};
@@ -116,6 +121,7 @@ fn fail(text: &str, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// The threads that do the daemon's work, or the client's.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
 }
@@ -145,28 +151,41 @@ fn print_config(matches: &ArgMatches, default: bool) -> ExitCode {
 }
 
 fn daemon(matches: &ArgMatches) -> ExitCode {
+    let began = Program::own().and_then(|program| Ok((Heir::find(&program)?, program)));
+    let (heir, program) = match began {
+        Ok((Start::Launched, _)) => return ExitCode::SUCCESS,
+        Ok((Start::Successor(heir), program)) => (Some(heir), program),
+        Ok((Start::First, program)) => (None, program),
+        Err(e) => return fail(&format!("cannot start: {e}"), 1),
+    };
     let loaded = match criod_config::load(matches, &variable) {
         Ok(loaded) => loaded,
-        Err(e) => return fail(&e.to_string(), EXIT_CONFIG),
+        Err(e) => {
+            if let Some(heir) = &heir {
+                heir.refuse(&e.to_string());
+            }
+            return fail(&e.to_string(), EXIT_CONFIG);
+        }
     };
     log_to(&loaded);
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
+    let front = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (front, work) = match front.and_then(|front| Ok((front, runtime()?))) {
+        Ok(both) => both,
         Err(e) => return fail(&format!("cannot start: {e}"), 1),
     };
-    let result = runtime.block_on(daemon::run(loaded.config));
-    // Operations in flight go on from their records when the next criod starts.
-    runtime.shutdown_background();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match front.block_on(daemon::run(loaded.config, work, program, heir)) {
+        Ok(()) => 0,
         Err(e) => {
             error!("{}", e.chain());
-            ExitCode::FAILURE
+            1
         }
-    }
+    };
+    // Whatever is under way goes on from its record when the next criod starts; to unwind it here would
+    // undo some of it.
+    std::process::exit(code)
 }
 
 /// Logs to the journal where stderr leads there, else to stderr.

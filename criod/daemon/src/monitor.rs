@@ -14,7 +14,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use nix::fcntl::{Flock, FlockArg};
 use protobuf::Message;
 use sys::seqpacket::Conn;
 use tracing::{info, warn};
+use ttrpc::r#async::transport::Socket;
 use ttrpc::context::Context;
 
 use crate::error::{Error, Kind, Result};
@@ -139,6 +140,20 @@ fn is_silent(error: &ttrpc::Error) -> bool {
 
 fn broken(error: &ttrpc::Error) -> bool {
     !matches!(error, ttrpc::Error::RpcStatus(_)) && !is_silent(error)
+}
+
+/// Runs a command once; a broken connection is an error, for nobody knows how far it came.
+pub(crate) async fn exec_sync(
+    id: &str,
+    connection: UnixStream,
+    request: &ExecSyncRequest,
+) -> Result<ExecSyncResponse> {
+    let socket = tokio::net::UnixStream::from_std(connection)
+        .map_err(Error::system("wait for the monitor"))?;
+    let client = ttrpc::r#async::Client::new(Socket::new(socket));
+    let failed = |source| Kind::Monitor { id: id.to_owned(), action: "exec", source }.into();
+    let client = MonitorClient::new(client);
+    answered(&client, client.exec_sync(no_limit(), request)).await.map_err(failed)
 }
 
 impl Monitor {
@@ -378,22 +393,18 @@ impl Monitor {
         self.call("update", call).await.map(|_| ())
     }
 
-    /// Runs a command once; a broken connection is an error, for nobody knows how far it came.
-    pub(crate) async fn exec_sync(&self, request: &ExecSyncRequest) -> Result<ExecSyncResponse> {
-        let mut connected = self.connected().await;
-        if connected.is_err() {
-            self.mend(None).await?;
-            connected = self.connected().await;
+    /// A connection for one call. A monitor that has died is replaced.
+    pub(crate) async fn connection(&self) -> Result<UnixStream> {
+        let path = self.dir.join("monitor.sock");
+        let connect = || async {
+            let (short, _folder) = sys::seqpacket::short_path(&path)?;
+            tokio::net::UnixStream::connect(short).await?.into_std()
+        };
+        if let Ok(connection) = connect().await {
+            return Ok(connection);
         }
-        let Connected { client, number } = connected?;
-        match answered(&client, client.exec_sync(no_limit(), request)).await {
-            Err(e) if broken(&e) => {
-                self.mend(Some(number)).await?;
-                Err(self.error("exec", e))
-            }
-            Err(e) => Err(self.error("exec", e)),
-            Ok(answer) => Ok(answer),
-        }
+        self.state().await?;
+        connect().await.map_err(Error::file("connect to", &path))
     }
 
     /// A connection to the monitor's other socket, which carries descriptors, with a request on it

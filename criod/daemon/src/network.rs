@@ -251,6 +251,11 @@ impl Network {
         Ok(true)
     }
 
+    /// From here on plugins that are at work are left to it when nobody waits for them any more.
+    pub(crate) fn leave(&self) {
+        self.plugins.leave();
+    }
+
     /// Says that the criod before died while it attached this pod.
     pub(crate) fn unsettled(&self, pod: &str) {
         lock(&self.unsettled).insert(pod.to_owned());

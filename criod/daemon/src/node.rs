@@ -298,8 +298,14 @@ pub(crate) struct Node {
     /// What is left over and not gone yet.
     pub(crate) leftovers: crate::reconcile::Leftovers,
     pub(crate) builds: crate::upgrade::Builds,
-    /// On runroot, for as long as this criod lives.
-    pub(crate) _lock: nix::fcntl::Flock<std::fs::File>,
+    /// The pool of threads that does the work, and ends before what the front waits for.
+    pub(crate) work: tokio::runtime::Handle,
+    /// The pool is being ended: what fails in it now may do so for that alone.
+    pub(crate) leaving: std::sync::atomic::AtomicBool,
+    /// ExecSync calls in flight.
+    pub(crate) relays: crate::end::Count,
+    /// Output that a criod before may still be reading.
+    pub(crate) output_of_before: Mutex<Option<Vec<PathBuf>>>,
 }
 
 impl std::fmt::Debug for Node {

@@ -24,7 +24,7 @@ use tracing::{error, info, warn};
 use crate::error::Result;
 use crate::life::{note_end, refresh};
 use crate::monitor::last_state;
-use crate::node::{Node, on_disk};
+use crate::node::{Node, lock, on_disk};
 use crate::reconcile;
 use crate::record::{self, ContainerRecord, ContainerState, Damaged, PodRecord, PodState};
 
@@ -52,7 +52,7 @@ fn load_now(node: &Arc<Node>) -> Result<()> {
     let states = record::in_parallel(&containers, |r| {
         let run = node.paths.container_run(&r.id);
         live(r).then(|| {
-            forget_output(&run);
+            forget_output(node, &run);
             last_state(&run)
         })
     });
@@ -152,11 +152,15 @@ fn add_unreadable(node: &Arc<Node>, pods: &[Damaged], containers: &[Damaged]) {
     }
 }
 
-/// Output of commands whose callers went with the criod before.
-fn forget_output(run: &Path) {
+/// Output of commands whose callers went with the criod before, unless that still relays some.
+fn forget_output(node: &Node, run: &Path) {
+    let mut later = lock(&node.output_of_before);
     for name in reconcile::entries(run) {
         if name.starts_with("exec-") && (name.ends_with(".stdout") || name.ends_with(".stderr")) {
-            let _ = fs::remove_file(run.join(name));
+            match &mut *later {
+                Some(later) => later.push(run.join(name)),
+                None => drop(fs::remove_file(run.join(name))),
+            }
         }
     }
 }

@@ -2,12 +2,18 @@
 //!
 //! The listening socket outlives criod: the keeper holds it, so that a client that connects while
 //! criod is down waits in the socket's queue.
+//!
+//! ```text
+//! connections, ExecSync   the front: one thread, which outlives a hand-over
+//! all other calls         run by the pool of threads that does the work, and ends with it
+//! ```
 
 use std::convert::Infallible;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,13 +24,15 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::{UnixListener, UnixStream};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 use tracing::{debug, info, warn};
 
 use crate::cri::{Runtime, image_in_use};
-use crate::error::{Error, Result};
+use crate::end::{Attached, Count, Seen, Stage, unavailable, until};
+use crate::error::{Error, Kind, Result};
 use crate::inspect;
 use crate::keeper::Keeper;
 use crate::node::Node;
@@ -32,11 +40,21 @@ use crate::node::Node;
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The listening socket at `path`: the one that the keeper holds, else a new one, mode 0660.
-pub(crate) async fn listen(path: &Path, keeper: &Keeper) -> Result<UnixListener> {
+/// The call that outlives a hand-over.
+const EXEC_SYNC: &str = "/runtime.v1.RuntimeService/ExecSync";
+
+/// The listening socket at `path`: the one that was handed over, else the one that the keeper holds,
+/// else a new one, mode 0660.
+pub(crate) async fn listen(
+    path: &Path,
+    keeper: &Keeper,
+    given: Option<(String, OwnedFd)>,
+) -> Result<StdListener> {
     // The socket is told by its file: whoever removed or replaced that has cut the way to it.
     let name = file_of(path).unwrap_or_default();
-    let listener = match keeper.listener("listener ", &name).await? {
+    let given = given.filter(|(of, _)| *of == name).map(|(_, socket)| socket);
+    let held = keeper.listener("listener ", &name).await?;
+    let listener = match given.or(held) {
         Some(held) => StdListener::from(held),
         None => bind(path).map_err(Error::file("listen at", path))?,
     };
@@ -44,14 +62,12 @@ pub(crate) async fn listen(path: &Path, keeper: &Keeper) -> Result<UnixListener>
     if let Some(name) = file_of(path) {
         keeper.keep(&name, spare).await?;
     }
-    listener
-        .set_nonblocking(true)
-        .and_then(|()| UnixListener::from_std(listener))
-        .map_err(Error::file("listen at", path))
+    listener.set_nonblocking(true).map_err(Error::file("listen at", path))?;
+    Ok(listener)
 }
 
 /// A name for the very file at the path.
-fn file_of(path: &Path) -> Option<String> {
+pub(crate) fn file_of(path: &Path) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
     let file = std::fs::symlink_metadata(path).ok()?;
     Some(format!("listener {}:{} {}", file.dev(), file.ino(), path.display()))
@@ -71,60 +87,136 @@ fn bind(path: &Path) -> std::io::Result<StdListener> {
     Ok(listener)
 }
 
-/// Serves until the future is dropped.
-pub(crate) async fn serve(node: Arc<Node>, listener: UnixListener) {
-    let runtime = RuntimeServiceServer::new(Runtime(Arc::clone(&node)))
-        .max_decoding_message_size(limit(node.config.grpc_max_recv_msg_size))
-        .max_encoding_message_size(limit(node.config.grpc_max_send_msg_size));
-    let hook = {
-        let node = Arc::clone(&node);
-        move |id: &String| image_in_use(&node, id)
-    };
-    let images = criod_images::ImageService::new(node.images.clone(), Arc::new(hook));
-    let images = ImageServiceServer::new(images)
-        .max_decoding_message_size(limit(node.config.grpc_max_recv_msg_size))
-        .max_encoding_message_size(limit(node.config.grpc_max_send_msg_size));
-    let routes = Routes::new(runtime).add_service(images);
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                tokio::spawn(connection(Arc::clone(&node), routes.clone(), stream));
-            }
-            Err(e) => {
-                warn!("accept: {e}");
-                tokio::time::sleep(PAUSE).await;
+/// What answers.
+pub(crate) struct Server {
+    node: Arc<Node>,
+    routes: Routes,
+    stage: Seen,
+    /// Those that speak.
+    connections: Count,
+}
+
+impl Server {
+    pub(crate) fn new(node: Arc<Node>, stage: Seen, connections: Count) -> Arc<Server> {
+        let runtime = RuntimeServiceServer::new(Runtime(Arc::clone(&node)))
+            .max_decoding_message_size(limit(node.config.grpc_max_recv_msg_size))
+            .max_encoding_message_size(limit(node.config.grpc_max_send_msg_size));
+        let hook = {
+            let node = Arc::clone(&node);
+            move |id: &String| image_in_use(&node, id)
+        };
+        let images = criod_images::ImageService::new(node.images.clone(), Arc::new(hook));
+        let images = ImageServiceServer::new(images)
+            .max_decoding_message_size(limit(node.config.grpc_max_recv_msg_size))
+            .max_encoding_message_size(limit(node.config.grpc_max_send_msg_size));
+        let routes = Routes::new(runtime).add_service(images);
+        Arc::new(Server { node, routes, stage, connections })
+    }
+
+    /// Takes connections until the future is dropped.
+    pub(crate) async fn serve(self: Arc<Server>, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(Arc::clone(&self).connection(stream))),
+                Err(e) => {
+                    warn!("accept: {e}");
+                    tokio::time::sleep(PAUSE).await;
+                }
             }
         }
+    }
+
+    async fn connection(self: Arc<Server>, stream: UnixStream) {
+        let io = match authority::accept(stream).await {
+            Ok(io) => io,
+            Err(e) => {
+                debug!("connection: {e}");
+                return;
+            }
+        };
+        let _counted = self.connections.one();
+        let own = Arc::clone(&self);
+        let service = hyper::service::service_fn(move |request| Arc::clone(&own).call(request));
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder.http2().max_concurrent_streams(1000);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
+        let mut stage = self.stage.clone();
+        let done = tokio::select! {
+            done = connection.as_mut() => done,
+            () = stage.reached(Stage::HandingOver) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(e) = done {
+            debug!("connection: {e}");
+        }
+    }
+
+    async fn call(
+        self: Arc<Server>,
+        request: http::Request<Incoming>,
+    ) -> Result<http::Response<Body>, Infallible> {
+        if request.version() != http::Version::HTTP_2 {
+            return Ok(self.inspect(request).await);
+        }
+        let exec = request.uri().path() == EXEC_SYNC;
+        let mut routes = self.routes.clone();
+        let request = request.map(Body::new);
+        let mut stage = self.stage.clone();
+        if stage.now() > Stage::Serving {
+            return Ok(unavailable(false).into_http());
+        }
+        if exec {
+            return tokio::select! {
+                biased;
+                answer = routes.call(request) => answer,
+                () = stage.reached(Stage::Ending) => Ok(unavailable(true).into_http()),
+            };
+        }
+        let answer = tokio::select! {
+            // First: what the pool says while it ends is its end's.
+            biased;
+            () = stage.reached(Stage::HandingOver) => Err(unavailable(false)),
+            answer = self.work(async move { routes.call(request).await }) => answer,
+        };
+        Ok(match answer {
+            Ok(Ok(answer)) => until(Stage::HandingOver, stage, answer),
+            Err(status) => status.into_http(),
+        })
+    }
+
+    async fn inspect(&self, request: http::Request<Incoming>) -> http::Response<Body> {
+        let node = Arc::clone(&self.node);
+        let mut stage = self.stage.clone();
+        let answer = tokio::select! {
+            biased;
+            () = stage.reached(Stage::HandingOver) => Err(unavailable(false)),
+            answer = self.work(async move { inspect::serve(&node, request).await }) => answer,
+        };
+        let answer = answer.unwrap_or_else(|status| {
+            let mut answer = http::Response::new(format!("{}\n", status.message()));
+            *answer.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            answer
+        });
+        answer.map(|text| Body::new(text.map_err(|e| match e {})))
+    }
+
+    /// Has the pool do it.
+    async fn work<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let mut task = Attached(self.node.work.spawn(work));
+        (&mut task.0).await.map_err(|e| match e.is_cancelled() {
+            true => unavailable(false),
+            false => Error::from(Kind::Panicked).status(),
+        })
     }
 }
 
 fn limit(size: criod_config::MessageSize) -> usize {
     usize::try_from(size.0).unwrap_or(usize::MAX)
-}
-
-async fn connection(node: Arc<Node>, routes: Routes, stream: UnixStream) {
-    let io = match authority::accept(stream).await {
-        Ok(io) => io,
-        Err(e) => {
-            debug!("connection: {e}");
-            return;
-        }
-    };
-    let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
-        let (node, mut routes) = (Arc::clone(&node), routes.clone());
-        async move {
-            if request.version() == http::Version::HTTP_2 {
-                return routes.call(request.map(Body::new)).await;
-            }
-            let response = inspect::serve(&node, request).await;
-            Ok::<_, Infallible>(response.map(|text| Body::new(text.map_err(|e| match e {}))))
-        }
-    });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http2().max_concurrent_streams(1000);
-    if let Err(e) = builder.serve_connection(TokioIo::new(io), service).await {
-        debug!("connection: {e}");
-    }
 }
 
 /// Says what the socket is, once it is served.

@@ -6,7 +6,7 @@
 //!     |-- read stdout, at most 1 MiB          more ------> kill the group, OutputTooLarge
 //!     |-- read stderr, keep the last 4 KiB
 //!     |-- time is up ----------------------------------> kill the group, Timeout
-//!     |-- this future is dropped ----------------------> kill the group
+//!     |-- this future is dropped ----------------------> kill the group, unless told to leave it
 //!     '-- exit, then end of both outputs, or one second of grace: a plugin may leave a
 //!         daemon behind that keeps them open
 //!   exit 0 -> Answer;  otherwise -> Plugin, if stdout is an error object, or PluginFailed
@@ -19,6 +19,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
@@ -49,6 +50,8 @@ pub(crate) struct Call<'a> {
     pub(crate) env: &'a [(&'static str, OsString)],
     pub(crate) stdin: Vec<u8>,
     pub(crate) timeout: Duration,
+    /// Whether to let it run when nobody waits for it.
+    pub(crate) leave: &'a AtomicBool,
 }
 
 /// What a plugin answered that ended well.
@@ -68,12 +71,12 @@ pub(crate) fn find(plugin: &str, dirs: &[PathBuf]) -> Result<PathBuf> {
 }
 
 /// Kills a process group when dropped, unless the group's leader was waited for: until then its
-/// id cannot be another's.
-struct Group(Option<Pid>);
+/// id cannot be another's. Also not when it is to be left.
+struct Group<'a>(Option<Pid>, &'a AtomicBool);
 
-impl Group {
-    fn of(child: &Child) -> Group {
-        Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+impl Group<'_> {
+    fn of<'a>(child: &Child, leave: &'a AtomicBool) -> Group<'a> {
+        Group(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw), leave)
     }
 
     fn disarm(&mut self) {
@@ -81,9 +84,11 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for Group<'_> {
     fn drop(&mut self) {
-        if let Some(leader) = self.0 {
+        if let Some(leader) = self.0
+            && !self.1.load(Ordering::Relaxed)
+        {
             // It fails only if nothing is left to kill.
             let _ = killpg(leader, Signal::SIGKILL);
         }
@@ -103,7 +108,7 @@ pub(crate) async fn run(call: Call<'_>) -> Result<Answer> {
     let deadline = Instant::now() + call.timeout;
     let mut child = spawn(&call).await.map_err(failed)?;
     // Declared after the child, so dropped before it: while its leader is not yet reaped.
-    let mut group = Group::of(&child);
+    let mut group = Group::of(&child, call.leave);
     let (mut stdin, mut out, mut err) =
         match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
             (Some(stdin), Some(out), Some(err)) => (stdin, out, err),
@@ -202,7 +207,6 @@ async fn spawn(call: &Call<'_>) -> io::Result<Child> {
             .stderr(Stdio::piped())
             .current_dir("/")
             .process_group(0)
-            .kill_on_drop(true)
             .spawn();
         match spawned {
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < TRIES => {

@@ -9,6 +9,8 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::statfs::{FsType, statfs};
@@ -80,12 +82,25 @@ pub struct Plugins {
     pub cache_dir: PathBuf,
     /// The limits.
     pub timeouts: Timeouts,
+    /// Whether plugins are left at work when nobody waits for them any more.
+    leave: Arc<AtomicBool>,
 }
 
 impl Plugins {
     /// With the default timeouts.
     pub fn new(plugin_dirs: Vec<PathBuf>, cache_dir: &Path) -> Plugins {
-        Plugins { plugin_dirs, cache_dir: cache_dir.to_owned(), timeouts: Timeouts::default() }
+        Plugins {
+            plugin_dirs,
+            cache_dir: cache_dir.to_owned(),
+            timeouts: Timeouts::default(),
+            leave: Arc::default(),
+        }
+    }
+
+    /// From here on a plugin whose future is dropped is not killed: one that is killed half way may
+    /// leave what no DEL finds, and this process is about to end.
+    pub fn leave(&self) {
+        self.leave.store(true, Ordering::Relaxed);
     }
 
     /// Removes unfinished cache entries of a process that died. Only where nobody else uses the
@@ -465,6 +480,7 @@ impl Run<'_> {
             env: &self.env,
             stdin,
             timeout,
+            leave: &self.plugins.leave,
         };
         exec::run(call).await
     }

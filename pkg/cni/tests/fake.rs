@@ -342,6 +342,29 @@ async fn one_that_is_no_longer_wanted_is_killed() {
 }
 
 #[tokio::test]
+async fn one_that_is_to_be_left_ends_by_itself() {
+    let world = World::new();
+    world.plugin(
+        "slow",
+        "touch $log/began\nwhile [ ! -e $log/go ]; do sleep 0.02; done\ntouch $log/ended",
+    );
+    let list = world.network("1.0.0", json!([{ "type": "slow" }]));
+    let attachment = attachment();
+    // A branch's own block runs when the others have been dropped: too late.
+    let left = async {
+        until(|| world.path("log/began").exists()).await;
+        world.plugins.leave();
+    };
+    tokio::select! {
+        added = world.plugins.add(&list, &attachment) => panic!("{added:?}"),
+        () = left => {}
+    }
+    fs::write(world.path("log/go"), "").unwrap();
+    until(|| world.path("log/ended").exists()).await;
+    assert_eq!(world.cached_files(), ["test-pod1-eth0"]);
+}
+
+#[tokio::test]
 async fn outputs_are_bounded() {
     let world = World::new();
     world.plugin("loud", "[ $CNI_COMMAND = DEL ] && exit 0\nexec yes");

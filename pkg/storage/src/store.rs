@@ -45,7 +45,7 @@ pub(crate) struct Inner {
     pub(crate) state: Mutex<State>,
     pub(crate) images: Images,
     /// Locked as long as it is open.
-    _lock: File,
+    lock: File,
 }
 
 /// Layers, and what needs them.
@@ -121,8 +121,15 @@ impl Store {
                 && [&image.id, &image.manifest].iter().all(|d| content.join(d.hex()).is_file())
         });
         let state = Mutex::new(state);
-        let inner = Inner { root, content, overlay, options, state, images, _lock: lock };
+        let inner = Inner { root, content, overlay, options, state, images, lock };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Lets another process open the store, before this one ends. Nothing of the store may be used after
+    /// that, nor be under way.
+    pub fn let_go(&self) {
+        // It fails for a descriptor that is no file's; this is one's.
+        let _ = rustix::fs::flock(&self.inner.lock, FlockOperation::Unlock);
     }
 
     /// The folder the store lies in.

@@ -4,6 +4,7 @@
 //! <folder>/root, run, criod.sock, logs/     what criod is told to use
 //!          cni/, leases/, plugins/          a bridge with host-local; plugins of a test's own
 //!          registry/                        docker-registry, its data shared by a test program
+//!          criod, crio.conf                 the program, as a link, and its configuration, empty
 //!          criod.log                        what criod says
 //!
 //! start ─▶ calls, kill, restart … ─▶ finish: all pods removed, nothing may be left
@@ -16,12 +17,13 @@ mod cri;
 mod leaks;
 mod logs;
 mod net;
+mod process;
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -34,6 +36,7 @@ pub use cri::{Answer, Cri, EXITED, NOT_READY, READY, RUNNING, UNKNOWN, block, co
 pub use leaks::{cgroup_members, processes};
 pub use logs::{lines, numbers};
 pub use net::Net;
+pub use process::Process;
 
 use crate::{eventually, program};
 
@@ -124,7 +127,7 @@ pub struct Criod {
     /// Where its registry listens.
     pub registry: String,
     options: Options,
-    child: Option<Child>,
+    process: Option<Process>,
     _data: Arc<Data>,
 }
 
@@ -155,6 +158,9 @@ impl Criod {
         for name in ["root", "run", "logs", "cni", "plugins", "none", "registry"] {
             fs::create_dir(dir.join(name)).unwrap();
         }
+        fs::write(dir.join("crio.conf"), "").unwrap();
+        let criod = options.criod.clone().unwrap_or_else(|| program("criod"));
+        symlink(criod, dir.join("criod")).unwrap();
         let data = data();
         symlink(data.dir.path(), dir.join("registry/data")).unwrap();
         let mut criod = Criod {
@@ -165,7 +171,7 @@ impl Criod {
             tag,
             net: Net::new(),
             options,
-            child: None,
+            process: None,
             _data: Arc::clone(&data),
         };
         if let Some(size) = criod.options.small_root {
@@ -211,11 +217,11 @@ impl Criod {
     pub fn command(&self) -> Command {
         let at = |name: &str| self.dir.join(name);
         let log = OpenOptions::new().create(true).append(true).open(at("criod.log")).unwrap();
-        let criod = self.options.criod.clone().unwrap_or_else(|| program("criod"));
-        let mut command = Command::new(criod);
-        command.args(["--config", "", "--config-dir", "", "--cgroup-manager", "cgroupfs"]);
+        let mut command = Command::new(at("criod"));
+        command.args(["--config-dir", "", "--cgroup-manager", "cgroupfs"]);
         command.args(["--default-runtime", "runc", "--log-level", "debug"]);
         for (flag, name) in [
+            ("--config", "crio.conf"),
             ("--root", "root"),
             ("--runroot", "run"),
             ("--listen", "criod.sock"),
@@ -240,9 +246,9 @@ impl Criod {
 
     /// Starts criod; it does not serve yet when this returns.
     pub fn launch(&mut self) {
-        assert!(self.child.is_none(), "it runs already");
+        assert!(self.process.is_none(), "it runs already");
         let mut command = self.command();
-        self.child = Some(self.net.run(|| command.spawn().unwrap()));
+        self.process = Some(Process::Child(self.net.run(|| command.spawn().unwrap())));
     }
 
     /// Waits until it serves.
@@ -251,7 +257,7 @@ impl Criod {
             if self.dir.join("criod.sock").exists() && self.cri.version().is_ok() {
                 return;
             }
-            let ended = self.child.as_mut().and_then(|c| c.try_wait().unwrap());
+            let ended = self.process.as_mut().and_then(Process::ended);
             assert!(ended.is_none(), "criod ended: {ended:?}\n{}", self.said());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -267,28 +273,26 @@ impl Criod {
 
     /// Criod's pid.
     pub fn pid(&self) -> i32 {
-        i32::try_from(self.child.as_ref().expect("criod runs").id()).unwrap()
+        self.process.as_ref().expect("criod runs").pid()
     }
 
     /// SIGKILL.
     pub fn kill9(&mut self) {
-        let mut child = self.child.take().expect("criod runs");
-        child.kill().unwrap();
-        child.wait().unwrap();
+        self.process.take().expect("criod runs").kill9();
     }
 
     /// Sends a signal that asks it to end, and waits for its end.
     pub fn end(&mut self, signal: Signal) -> std::process::ExitStatus {
-        kill(Pid::from_raw(self.pid()), signal).unwrap();
-        let child = self.child.as_mut().expect("criod runs");
-        let status = eventually("criod ends", || child.try_wait().unwrap());
-        self.child = None;
-        status
+        let mut process = self.process.take().expect("criod runs");
+        process.signal(signal);
+        process.wait().expect("it was started here")
     }
 
     /// From the next start on criod is another program.
     pub fn becomes(&mut self, criod: PathBuf) {
-        self.options.criod = Some(criod);
+        let (link, new) = (self.dir.join("criod"), self.dir.join("criod.new"));
+        symlink(criod, &new).unwrap();
+        fs::rename(new, link).unwrap();
     }
 
     /// SIGKILL, then a new one.

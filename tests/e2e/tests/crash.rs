@@ -1,5 +1,5 @@
-//! criod, the keeper or a monitor is killed at any moment of any call; the caller repeats the
-//! call, as the kubelet does.
+//! criod, the keeper or a monitor is killed at any moment of any call, or criod is told to end or to
+//! reload; the caller repeats the call, as the kubelet does.
 //!
 //! ```text
 //! a cycle: RunPodSandbox CreateContainer StartContainer … StopContainer RemoveContainer
@@ -78,6 +78,10 @@ fn cycle(cri: &Cri, kills: &Kills, config: &PodSandboxConfig) {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Victim {
     Criod,
+    /// criod, by SIGTERM.
+    Ended,
+    /// criod, by SIGHUP.
+    Reloaded,
     Keeper,
     Monitor,
 }
@@ -85,6 +89,10 @@ enum Victim {
 fn strike(criod: &mut Criod, victim: Victim) {
     match victim {
         Victim::Criod => criod.kill9(),
+        Victim::Ended => assert!(criod.end(Signal::SIGTERM).success()),
+        Victim::Reloaded => {
+            criod.reload().wait();
+        }
         Victim::Keeper => {
             criod.replace_keeper();
         }
@@ -124,7 +132,7 @@ fn killed_with(
             kills.fetch_add(1, Ordering::SeqCst);
             strike(&mut criod, victim);
             kills.fetch_add(1, Ordering::SeqCst);
-            if victim == Victim::Criod {
+            if matches!(victim, Victim::Criod | Victim::Ended) {
                 criod.launch();
             }
             if let Err(e) = running.join() {
@@ -164,6 +172,16 @@ fn with_a_shared_pid_namespace_and_host_ports() {
 fn with_a_user_namespace() {
     let options = Options { new_runc: true, ..Options::default() };
     killed_with(options, Victim::Criod, 24, |cri, name| cri.users_pod(name));
+}
+
+#[test]
+fn told_to_end() {
+    killed_all_along(Victim::Ended, 24, |cri, name| cri.pod(name));
+}
+
+#[test]
+fn by_a_reload() {
+    killed_all_along(Victim::Reloaded, 24, |cri, name| cri.pod(name));
 }
 
 #[test]

@@ -339,20 +339,3 @@ fn default_sysctls_are_for_pods_with_a_namespace_for_them() {
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
     criod.finish();
 }
-
-#[test]
-fn a_hangup_ends_nothing() {
-    let criod = Criod::start(Options::default());
-    let config = criod.host_pod("hangup");
-    let pod = criod.run_pod(&config).unwrap();
-    let id = criod.run(&pod, &container("c", &["sleep", "1000"]), &config);
-    for _ in 0..5 {
-        kill(Pid::from_raw(criod.pid()), Signal::SIGHUP).unwrap();
-        assert_eq!(criod.exec(&id, &["echo", "x"]).unwrap(), (0, "x\n".to_owned()));
-        // A zombie has no command line.
-        let line = fs::read(format!("/proc/{}/cmdline", criod.pid())).unwrap();
-        assert!(!line.is_empty(), "it has ended");
-    }
-    assert_eq!(criod.status(&id).unwrap().state, RUNNING);
-    criod.finish();
-}

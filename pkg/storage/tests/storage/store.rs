@@ -41,6 +41,8 @@ fn one_process_at_a_time() {
         Ok(_) => panic!("opened twice"),
     }
     drop(store);
+    let store = open(temp.path());
+    store.let_go();
     open(temp.path());
 }
 

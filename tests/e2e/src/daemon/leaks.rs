@@ -8,7 +8,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Criod;
+use super::{Criod, Process};
 
 /// Processes that live and whose command line has `text` in it: pid and command line.
 pub fn processes(text: &str) -> Vec<(i32, String)> {
@@ -102,7 +102,7 @@ impl Criod {
             left.extend(below(&group).into_iter().filter(of_ours).map(|p| p.display().to_string()));
         }
         let dir = self.dir.to_string_lossy().into_owned();
-        let own = self.child.as_ref().map(|c| c.id().cast_signed());
+        let own = self.process.as_ref().map(Process::pid);
         let keeper = self.keeper_pid();
         let expected = |(pid, line): &(i32, String)| {
             Some(*pid) == own || Some(*pid) == keeper || line.contains("docker-registry")
@@ -146,7 +146,7 @@ impl Criod {
 
     /// Removes every pod that criod lists; panics where something is left in the end.
     pub fn finish(mut self) {
-        if self.child.is_none() {
+        if self.process.is_none() {
             self.launch();
         }
         self.ready();
@@ -176,7 +176,7 @@ impl Criod {
     /// What a loss of power does: every process is gone, and so is what lies below runroot.
     pub fn power_off(&mut self) {
         self.end_processes();
-        self.child = None;
+        self.process = None;
         self.unmount();
         self.remove_cgroups();
         let run = self.dir.join("run");
@@ -203,9 +203,8 @@ impl Criod {
         let term = |pid: i32| {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         };
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Some(process) = &mut self.process {
+            process.kill9();
         }
         if let Some(pid) = self.keeper_pid() {
             term(pid);
