@@ -14,6 +14,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use criod_config::{CgroupManager, Config, ShortNameMode};
+use failpoint::step;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
@@ -85,7 +86,8 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener)> {
         paths.run.join("ns"),
         paths.empty().join("diff"),
     ] {
-        std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+        step!("start: make folder", std::fs::create_dir_all(&dir))
+            .map_err(Error::file("create", &dir))?;
     }
     // The sockets in it are for root alone.
     userns::mode(&paths.run, 0o700)?;
@@ -174,7 +176,8 @@ fn own(paths: &Paths) -> Result<Flock<File>> {
         Ok(id) => id,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let id = new_id()?;
-            std::fs::write(&of_root, &id).map_err(Error::file("write", &of_root))?;
+            step!("start: write id of root", std::fs::write(&of_root, &id))
+                .map_err(Error::file("write", &of_root))?;
             id
         }
         Err(e) => return Err(Error::file("read", &of_root)(e)),
@@ -189,7 +192,8 @@ fn own(paths: &Paths) -> Result<Flock<File>> {
         ))),
         Ok(_) => Ok(lock),
         Err(_) => {
-            std::fs::write(&of_run, &id).map_err(Error::file("write", &of_run))?;
+            step!("start: write id of root into runroot", std::fs::write(&of_run, &id))
+                .map_err(Error::file("write", &of_run))?;
             Ok(lock)
         }
     }

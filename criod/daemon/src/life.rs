@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api_monitor::monitor::{Phase, StateResponse};
+use failpoint::step;
 use storage::ContainerMount;
 use tracing::{info, warn};
 
@@ -224,7 +225,7 @@ impl Node {
         // Before anything is gone: a restart must go on from here, not find half a container.
         container.record.update(Save::Soon, |r| r.state = ContainerState::Removing)?;
         if !self.paths.container_run(&container.id).join("config").exists() {
-            self.keeper.forget(&container.id).await?;
+            step!("container: forget descriptors", self.keeper.forget(&container.id).await)?;
         }
         let node = Arc::clone(self);
         let own = Arc::clone(container);
@@ -258,7 +259,7 @@ impl Node {
         }
         container.record.end();
         for dir in [run, container.record.dir().clone()] {
-            match std::fs::remove_dir_all(&dir) {
+            match step!("container: remove folder", std::fs::remove_dir_all(&dir)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(Error::file("remove", &dir)(e));
                 }
@@ -278,12 +279,10 @@ impl Node {
         if !root.join(&record.id).exists() {
             return Ok(());
         }
-        let done = std::process::Command::new(&handler.runtime_path)
-            .arg("--root")
-            .arg(&root)
-            .args(["delete", "--force", &record.id])
-            .stdin(std::process::Stdio::null())
-            .output()
+        let mut command = std::process::Command::new(&handler.runtime_path);
+        command.arg("--root").arg(&root).args(["delete", "--force", &record.id]);
+        command.stdin(std::process::Stdio::null());
+        let done = step!("container: runtime delete", command.output())
             .map_err(Error::file("run", &handler.runtime_path))?;
         if !done.status.success() {
             let said = String::from_utf8_lossy(&done.stderr);

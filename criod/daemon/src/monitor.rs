@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use api_monitor::monitor::*;
 use api_monitor::service::MonitorClient;
+use failpoint::step;
 use nix::fcntl::{Flock, FlockArg};
 use protobuf::Message;
 use sys::seqpacket::Conn;
@@ -75,7 +76,9 @@ pub(crate) fn lives(dir: &Path) -> bool {
 /// taken, or later the folder gone. `None`: a monitor lives.
 pub(crate) fn seal(dir: &Path) -> Option<Flock<File>> {
     for _ in 0..SEAL_ROUNDS {
-        let file = OpenOptions::new().create(true).append(true).open(dir.join("lock")).ok()?;
+        let mut options = OpenOptions::new();
+        options.create(true).append(true);
+        let file = step!("container: open its lock", options.open(dir.join("lock"))).ok()?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Some(lock),
             Err(_) => std::thread::sleep(SEAL_PAUSE),
@@ -111,9 +114,9 @@ impl Monitor {
         // Whole or not at all: by it is seen whether there is anything for a monitor to do.
         let write = || {
             let temp = self.dir.join("config.new");
-            fs::create_dir_all(&self.dir)?;
-            fs::write(&temp, bytes)?;
-            fs::rename(&temp, &path)
+            step!("monitor: make folder", fs::create_dir_all(&self.dir))?;
+            step!("monitor: write config", fs::write(&temp, bytes))?;
+            step!("monitor: rename config", fs::rename(&temp, &path))
         };
         on_disk(write).map_err(Error::file("write", &path))?;
         self.fork().await
@@ -123,13 +126,16 @@ impl Monitor {
     async fn fork(&self) -> Result<()> {
         let path = self.dir.join("monitor.sock");
         let listen = || {
-            match fs::remove_file(&path) {
+            match step!("monitor: remove old socket", fs::remove_file(&path)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
-            let listener = UnixListener::bind(sys::seqpacket::short_path(&path)?.0)?;
+            let (short, _folder) = sys::seqpacket::short_path(&path)?;
+            let listener = step!("monitor: listen", UnixListener::bind(short))?;
             let log = self.dir.join("monitor.log");
-            let log = OpenOptions::new().create(true).append(true).open(log)?;
+            let mut options = OpenOptions::new();
+            options.create(true).append(true);
+            let log = step!("monitor: open its log", options.open(log))?;
             Ok((listener, log))
         };
         let (listener, log) = on_disk(listen).map_err(Error::file("listen at", &path))?;
@@ -140,7 +146,8 @@ impl Monitor {
         ];
         // A second one finds the lock taken.
         let again = Repeat::Always;
-        self.keeper.fork(&self.id, command, listener.into(), log.into(), again).await?;
+        let fork = self.keeper.fork(&self.id, command, listener.into(), log.into(), again);
+        step!("monitor: fork", fork.await)?;
         Ok(())
     }
 
@@ -225,7 +232,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.create(no_limit(), &request).await }
         };
-        self.call("create", call).await.map(|a| a.pid)
+        step!("monitor: create", self.call("create", call).await).map(|a| a.pid)
     }
 
     pub(crate) async fn start(&self) -> Result<i64> {
@@ -234,7 +241,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.start(no_limit(), &request).await }
         };
-        self.call("start", call).await.map(|a| a.started_at)
+        step!("monitor: start", self.call("start", call).await).map(|a| a.started_at)
     }
 
     pub(crate) async fn stop(&self, signal: i32, timeout: Duration) -> Result<()> {
@@ -244,7 +251,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.stop(no_limit(), &request).await }
         };
-        self.call("stop", call).await.map(|_| ())
+        step!("monitor: stop", self.call("stop", call).await).map(|_| ())
     }
 
     /// Waits for the container's end, through any number of monitors.
@@ -274,7 +281,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.reopen_log(no_limit(), &request).await }
         };
-        self.call("reopen the log", call).await.map(|_| ())
+        step!("monitor: reopen log", self.call("reopen the log", call).await).map(|_| ())
     }
 
     /// Has the runtime change what the container may use: a `linux.resources` object, as JSON.
@@ -284,7 +291,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.update(no_limit(), &request).await }
         };
-        self.call("update", call).await.map(|_| ())
+        step!("monitor: update", self.call("update", call).await).map(|_| ())
     }
 
     /// Runs a command once; a broken connection is an error, for nobody knows how far it came.
@@ -364,6 +371,6 @@ impl Monitor {
                 }
             }
         };
-        self.call("delete", call).await.map(|_| ())
+        step!("monitor: delete", self.call("delete", call).await).map(|_| ())
     }
 }

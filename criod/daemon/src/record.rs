@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use api_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use failpoint::step;
 use prost::Message;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -249,18 +250,20 @@ pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Resul
         .map_err(|e| Kind::Record { path: path.clone(), problem: e.to_string() })?;
     let write = || {
         if durable {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            step!("record: make folder", builder.create(dir))?;
         }
-        let mut file = File::create(&temp)?;
-        file.write_all(&bytes)?;
+        let mut file = step!("record: make file", File::create(&temp))?;
+        step!("record: write", file.write_all(&bytes))?;
         if durable {
-            file.sync_data()?;
+            step!("record: sync", file.sync_data())?;
         }
-        fs::rename(&temp, &path)?;
+        step!("record: rename", fs::rename(&temp, &path))?;
         if durable {
-            File::open(dir)?.sync_all()?;
+            step!("record: sync folder", File::open(dir)?.sync_all())?;
             if let Some(parent) = dir.parent() {
-                File::open(parent)?.sync_all()?;
+                step!("record: sync folder above", File::open(parent)?.sync_all())?;
             }
         }
         Ok(())
@@ -288,8 +291,9 @@ pub(crate) fn load_all<T: DeserializeOwned>(root: &Path) -> Result<Loaded<T>> {
             // A folder without a record never had one written whole: nothing happened in it.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 // Anything else in it is nobody's to delete.
-                let _ = fs::remove_file(entry.path().join("record.new"));
-                let _ = fs::remove_dir(entry.path());
+                let new = entry.path().join("record.new");
+                let _ = step!("record: remove one cut short", fs::remove_file(new));
+                let _ = step!("record: remove empty folder", fs::remove_dir(entry.path()));
                 continue;
             }
             Err(e) => {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api_monitor::monitor::Phase;
+use failpoint::step;
 use tracing::{error, info, warn};
 
 use crate::error::{Error, Result};
@@ -101,7 +102,7 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
 fn forget_output(run: &Path) {
     for name in entries(run) {
         if name.starts_with("exec-") && (name.ends_with(".stdout") || name.ends_with(".stderr")) {
-            let _ = fs::remove_file(run.join(name));
+            let _ = step!("recover: remove output", fs::remove_file(run.join(name)));
         }
     }
 }
@@ -231,8 +232,10 @@ async fn orphans(node: &Arc<Node>) {
         let known = node.container(&name).is_ok() || node.paths.container(&name).exists();
         if !known && !crate::monitor::lives(&node.paths.container_run(&name)) {
             let dir = node.paths.container_run(&name);
-            let gone = crate::volumes::unmount(&dir)
-                .and_then(|()| fs::remove_dir_all(&dir).map_err(Error::file("remove", &dir)));
+            let gone = crate::volumes::unmount(&dir).and_then(|()| {
+                step!("recover: remove folder of a monitor", fs::remove_dir_all(&dir))
+                    .map_err(Error::file("remove", &dir))
+            });
             if let Err(e) = gone {
                 warn!("{}", e.chain());
             }
@@ -242,7 +245,7 @@ async fn orphans(node: &Arc<Node>) {
         if node.container(&id).is_err()
             && !streaming::is_stream(&id)
             && !node.paths.container(&id).exists()
-            && let Err(e) = node.keeper.forget(&id).await
+            && let Err(e) = step!("recover: forget descriptors", node.keeper.forget(&id).await)
         {
             warn!("{}", e.chain());
         }

@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use failpoint::step;
 use nix::sys::statfs::{FsType, statfs};
 use serde_json::{Map, Value, json};
 use tracing::warn;
@@ -466,7 +467,7 @@ impl Run<'_> {
             stdin,
             timeout,
         };
-        exec::run(call).await
+        step!("cni: run plugin", exec::run(call).await)
     }
 
     /// What the plugin reads: its configuration with the list's name and version, the result so

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use failpoint::step;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
@@ -103,7 +104,8 @@ pub(crate) fn remove_at(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<()
             }
             let dir = &stack[depth].dir;
             if entry.file_type() != FileType::Directory {
-                match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+                match step!("tree: remove file", rustix::fs::unlinkat(dir, name, AtFlags::empty()))
+                {
                     Ok(()) | Err(Errno::NOENT) => continue,
                     // It has become one, or the file system does not tell types.
                     Err(Errno::ISDIR) => {}
@@ -124,7 +126,10 @@ pub(crate) fn remove_at(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<()
             Some(above) => stack[above].dir.as_fd(),
             None => parent.as_fd(),
         };
-        match rustix::fs::unlinkat(above, stack[depth].name.as_slice(), AtFlags::REMOVEDIR) {
+        let own = stack[depth].name.as_slice();
+        let removed =
+            step!("tree: remove folder", rustix::fs::unlinkat(above, own, AtFlags::REMOVEDIR));
+        match removed {
             Ok(()) | Err(Errno::NOENT) => {
                 stack.pop();
             }
