@@ -152,6 +152,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// other, and would be taken for left over by any other pair.
 fn own(paths: &Paths) -> Result<Flock<File>> {
     let path = paths.run.join("lock");
+    // no step: whether it is there says nothing.
     let options = || OpenOptions::new().create(true).append(true).open(&path);
     let mut file = options().map_err(Error::file("open", &path))?;
     let began = Instant::now();

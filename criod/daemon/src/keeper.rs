@@ -251,6 +251,7 @@ impl Inner {
 
     fn spawn(&self) -> io::Result<()> {
         let options = &self.options;
+        // no step: a log.
         let log = OpenOptions::new().create(true).append(true).open(&options.log)?;
         let mut command = Command::new(&options.program);
         command.arg("--socket").arg(&options.socket);

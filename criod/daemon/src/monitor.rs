@@ -76,9 +76,11 @@ pub(crate) fn lives(dir: &Path) -> bool {
 /// taken, or later the folder gone. `None`: a monitor lives.
 pub(crate) fn seal(dir: &Path) -> Option<Flock<File>> {
     for _ in 0..SEAL_ROUNDS {
-        let mut options = OpenOptions::new();
-        options.create(true).append(true);
-        let file = step!("container: open its lock", options.open(dir.join("lock"))).ok()?;
+        let file = step!(
+            "container: open its lock",
+            OpenOptions::new().create(true).append(true).open(dir.join("lock"))
+        )
+        .ok()?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Some(lock),
             Err(_) => std::thread::sleep(SEAL_PAUSE),
@@ -133,9 +135,10 @@ impl Monitor {
             let (short, _folder) = sys::seqpacket::short_path(&path)?;
             let listener = step!("monitor: listen", UnixListener::bind(short))?;
             let log = self.dir.join("monitor.log");
-            let mut options = OpenOptions::new();
-            options.create(true).append(true);
-            let log = step!("monitor: open its log", options.open(log))?;
+            let log = step!(
+                "monitor: open its log",
+                OpenOptions::new().create(true).append(true).open(log)
+            )?;
             Ok((listener, log))
         };
         let (listener, log) = on_disk(listen).map_err(Error::file("listen at", &path))?;
@@ -146,8 +149,10 @@ impl Monitor {
         ];
         // A second one finds the lock taken.
         let again = Repeat::Always;
-        let fork = self.keeper.fork(&self.id, command, listener.into(), log.into(), again);
-        step!("monitor: fork", fork.await)?;
+        step!(
+            "monitor: fork",
+            self.keeper.fork(&self.id, command, listener.into(), log.into(), again).await
+        )?;
         Ok(())
     }
 

@@ -80,11 +80,8 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
 /// # Errors
 /// [`Error::NotFound`] if the file is not there, else [`Error::Write`].
 pub(crate) fn write(path: &Path, value: &str) -> Result<()> {
-    let put = || {
-        let mut file = OpenOptions::new().write(true).open(path)?;
-        file.write_all(value.as_bytes())
-    };
-    match step!("cgroup: write", put()) {
+    let open = OpenOptions::new().write(true).open(path);
+    match step!("cgroup: write", open.and_then(|mut file| file.write_all(value.as_bytes()))) {
         Ok(()) => Ok(()),
         Err(e) if is_gone(&e) => Err(Error::NotFound { path: path.to_owned() }),
         Err(source) => Err(Error::Write { path: path.to_owned(), value: value.to_owned(), source }),

@@ -115,11 +115,17 @@ impl Cache {
         // A dot, so that it is never taken for an entry.
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = self.dir.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let write = || options.open(&temporary).and_then(|mut file| file.write_all(&bytes));
-        let written = step!("cni cache: write", write())
-            .and_then(|()| step!("cni cache: rename", fs::rename(&temporary, &path)));
+        let written = step!(
+            "cni cache: write",
+            fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)
+                .and_then(|mut file| file.write_all(&bytes))
+        )
+        .and_then(|()| step!("cni cache: rename", fs::rename(&temporary, &path)));
         if written.is_err() {
             // no step: a start removes it, too.
             let _ = fs::remove_file(&temporary);

@@ -247,10 +247,11 @@ fn pin(kind: Kind, path: &Path) -> Result<()> {
 
 /// Mounts a namespace onto a new file at `path`.
 fn pin_namespace(namespace: &Path, path: &Path) -> Result<()> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o444);
-    step!("namespaces: make file", options.open(path))
-        .map_err(|source| Error::MakeFile { path: path.to_owned(), source })?;
+    step!(
+        "namespaces: make file",
+        OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)
+    )
+    .map_err(|source| Error::MakeFile { path: path.to_owned(), source })?;
     let bind = MsFlags::MS_BIND;
     step!("namespaces: pin", mount(Some(namespace), path, None::<&str>, bind, None::<&str>))
         .map_err(|errno| Error::Mount { path: path.to_owned(), source: errno.into() })

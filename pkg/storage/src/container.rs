@@ -227,14 +227,13 @@ impl ContainerMount {
             if mounted(&merged)? == Mounted::Nothing {
                 return Ok(());
             }
-            let unmount = || match rustix::mount::unmount(&merged, UnmountFlags::NOFOLLOW) {
-                Err(Errno::BUSY) => {
-                    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
-                    rustix::mount::unmount(&merged, flags)
-                }
-                other => other,
-            };
-            match step!("root: unmount", unmount()) {
+            let plain = UnmountFlags::NOFOLLOW;
+            let mut unmounted = step!("root: unmount", rustix::mount::unmount(&merged, plain));
+            if unmounted == Err(Errno::BUSY) {
+                let lazily = plain | UnmountFlags::DETACH;
+                unmounted = step!("root: detach", rustix::mount::unmount(&merged, lazily));
+            }
+            match unmounted {
                 // Somebody else was faster.
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
                 Err(e) => return Err(fail(e)),
@@ -389,6 +388,7 @@ impl ContainerMount {
         }
         let data = std::ffi::CString::new(data).map_err(|_| fail("set options", Errno::INVAL))?;
         let flags = self.attributes().fold(MountFlags::empty(), |all, (_, one)| all | one);
+        // no step: it is one of `mount`.
         rustix::mount::mount("overlay", merged, "overlay", flags, data.as_c_str())
             .map_err(|e| fail("mount", e))
     }
@@ -442,6 +442,7 @@ impl Drop for Shown {
 /// Puts a mount that has no place yet over a folder.
 fn place(mount: &OwnedFd, point: &OwnedFd) -> rustix::io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    // no step: it is one of the callers.
     rustix::mount::move_mount(mount, "", point, "", flags)
 }
 

@@ -228,9 +228,12 @@ impl Unpacked {
         step!("layer: write record", fs::write(&path, bytes))
             .map_err(|e| Error::io("write", &path, e))?;
         // Once for the whole layer: a sync of each file costs far more.
-        let sync = |folder| rustix::fs::syncfs(&folder).map_err(std::io::Error::from);
-        step!("layer: sync", File::open(&self.tmp.path).and_then(sync))
-            .map_err(|e| Error::io("sync", &self.tmp.path, e))?;
+        step!(
+            "layer: sync",
+            File::open(&self.tmp.path)
+                .and_then(|folder| rustix::fs::syncfs(&folder).map_err(Into::into))
+        )
+        .map_err(|e| Error::io("sync", &self.tmp.path, e))?;
         let meta = self.publish(meta)?;
         durable::sync_folder(&overlay)?;
         Ok(meta)
@@ -244,8 +247,10 @@ impl Unpacked {
             return Ok(there.clone());
         }
         let cwd = rustix::fs::CWD;
-        let rename =
-            || rustix::fs::renameat_with(cwd, &self.tmp.path, cwd, &target, RenameFlags::NOREPLACE);
+        let rename = || {
+            // no step: it is one below.
+            rustix::fs::renameat_with(cwd, &self.tmp.path, cwd, &target, RenameFlags::NOREPLACE)
+        };
         let renamed = match step!("layer: publish", rename()) {
             // The store does not know it, so it is of no use.
             Err(Errno::EXIST) => {

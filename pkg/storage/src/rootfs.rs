@@ -132,8 +132,7 @@ pub fn replace_in_root(root: &Path, path: &str, bytes: &[u8]) -> Result<()> {
         step!("in root: give file", rustix::fs::fchown(&file, Some(uid), Some(gid)))?;
         let mode = Mode::from_raw_mode(old.st_mode & 0o7777);
         step!("in root: set mode of file", rustix::fs::fchmod(&file, mode))?;
-        let rename = || rustix::fs::renameat(&parent, new.as_str(), &parent, name);
-        Ok(step!("in root: rename", rename())?)
+        Ok(step!("in root: rename", rustix::fs::renameat(&parent, new.as_str(), &parent, name))?)
     };
     write().map_err(|e| {
         // no step: it goes with the root.

@@ -314,6 +314,7 @@ impl Drop for Pin {
 fn lock(root: &Path) -> Result<File> {
     let path = root.join("lock");
     let file = File::options()
+        // no step: whether it is there says nothing.
         .create(true)
         .truncate(false)
         .write(true)

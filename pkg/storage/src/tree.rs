@@ -86,6 +86,7 @@ impl Frame {
 
 /// Deletes `name` in an open directory. EXDEV or EBUSY if something is mounted there.
 pub(crate) fn remove_at(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
+    // no step: it is one of the callers.
     match rustix::fs::unlinkat(parent.as_fd(), name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         // Linux says EISDIR, POSIX EPERM.
@@ -150,6 +151,7 @@ fn move_up(dir: &OwnedFd, name: &[u8], top: &OwnedFd, moved: &mut u64) -> rustix
     loop {
         *moved += 1;
         let free = format!(".deep-{moved}");
+        // no step: a removal that is begun again does the same.
         match rustix::fs::renameat(dir, name, top, free.as_str()) {
             Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
             other => return other,

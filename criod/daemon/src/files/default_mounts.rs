@@ -120,10 +120,15 @@ impl Copy {
                 Some(left) => left,
                 None => return too_much("large"),
             };
-            let mut options = fs::File::options();
-            options.write(true).create_new(true).mode(0o600);
-            let write = || options.open(to)?.write_all(&bytes);
-            step!("default mounts: write", write())?;
+            step!(
+                "default mounts: write",
+                fs::File::options()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(to)
+                    .and_then(|mut f| f.write_all(&bytes))
+            )?;
         } else {
             return Ok(());
         }

@@ -68,10 +68,16 @@ fn put(id: &str, zone: &[u8], rootfs: &Path) -> Result<()> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
         _ => {}
     }
-    let mut options = fs::File::options();
-    options.write(true).create_new(true).mode(0o644);
-    step!("timezone: write", options.open(&path).and_then(|mut f| f.write_all(zone)))
-        .map_err(failed)
+    step!(
+        "timezone: write",
+        fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&path)
+            .and_then(|mut f| f.write_all(zone))
+    )
+    .map_err(failed)
 }
 
 #[cfg(test)]
