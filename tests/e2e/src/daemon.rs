@@ -13,6 +13,7 @@
 //! whose processes they are, can be told from those of others.
 
 mod cri;
+mod failpoints;
 mod leaks;
 mod logs;
 mod net;
@@ -31,6 +32,7 @@ use nix::unistd::Pid;
 use sys::seqpacket::Conn;
 
 pub use cri::{Answer, Cri, EXITED, NOT_READY, READY, RUNNING, block, container};
+pub use failpoints::{Hit, Point};
 pub use leaks::{cgroup_members, processes};
 pub use logs::{lines, numbers};
 pub use net::Net;
@@ -55,6 +57,8 @@ pub struct Options {
     pub no_network: bool,
     /// With it portmap is in the chain.
     pub portmap: bool,
+    /// With it criod is the one that can be killed at each durable step.
+    pub failpoints: bool,
     /// With it runc is the one that tests/setup/install builds, which has user namespaces.
     pub new_runc: bool,
 }
@@ -98,7 +102,7 @@ impl Data {
 }
 
 /// The program that tests/setup/install builds.
-fn new_runc() -> String {
+pub fn new_runc() -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../setup/runc/path");
     let said = Command::new(script).output().unwrap();
     let path = String::from_utf8(said.stdout).unwrap().trim().to_owned();
@@ -150,7 +154,7 @@ impl Criod {
         // The root of a pod with a user namespace of its own passes through it.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).unwrap();
         let tag = dir.file_name().unwrap().to_str().unwrap().to_owned();
-        for name in ["root", "run", "logs", "cni", "plugins", "none", "registry"] {
+        for name in ["root", "run", "logs", "cni", "plugins", "none", "registry", "failpoints"] {
             fs::create_dir(dir.join(name)).unwrap();
         }
         let data = data();
@@ -209,7 +213,8 @@ impl Criod {
     pub fn command(&self) -> Command {
         let at = |name: &str| self.dir.join(name);
         let log = OpenOptions::new().create(true).append(true).open(at("criod.log")).unwrap();
-        let mut command = Command::new(program("criod"));
+        let name = if self.options.failpoints { "criod-failpoints" } else { "criod" };
+        let mut command = Command::new(program(name));
         command.args(["--config", "", "--config-dir", "", "--cgroup-manager", "cgroupfs"]);
         command.args(["--default-runtime", "runc", "--log-level", "debug"]);
         for (flag, name) in [
@@ -230,6 +235,9 @@ impl Criod {
         let dir = self.dir.to_string_lossy();
         command.args(self.options.args.iter().map(|a| a.replace("DIR", &dir)));
         command.envs(self.options.env.iter().map(|(k, v)| (k, v.replace("DIR", &dir))));
+        if self.options.failpoints {
+            command.env("FAILPOINTS", at("failpoints"));
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         command.process_group(0);
         command
