@@ -50,6 +50,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     recover::load(&node).await?;
     let listener = server::listen(&listen, &node.keeper).await?;
     recover::resume(&node).await;
+    let known = Arc::clone(&node);
+    node.images.collect_later(move || !crate::node::lock(&known.unreadable).is_empty());
     // Asked ahead, so that the first Status need not wait.
     let asked = Arc::clone(&node);
     tokio::spawn(async move { asked.all_features().await });

@@ -375,6 +375,22 @@ impl Images {
         Ok(metas.into_iter().map(|(_, meta)| meta).collect())
     }
 
+    /// Removes later what the process before left half pulled or half removed, unless `keep` says
+    /// then that not all containers hold their layers. Pulls that are tried again find it meanwhile.
+    pub fn collect_later(&self, keep: impl Fn() -> bool + Send + 'static) {
+        let inner = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(KEEP).await;
+            let Some(images) = inner.upgrade().map(Images) else { return };
+            if keep() {
+                return;
+            }
+            if let Err(error) = images.collect_garbage().await {
+                tracing::warn!(error = error.full(), "left for the next collection");
+            }
+        });
+    }
+
     /// Keeps the layers of a failed pull for the next try.
     fn keep(&self, image: &str, pin: Pin) {
         let number = {

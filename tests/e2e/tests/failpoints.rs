@@ -343,17 +343,21 @@ fn debug() {
     match std::env::var("ONLY").as_deref() {
         Ok("whole") => whole_lives((0, 1)),
         Ok("images") => {
-                let options = Options { images: vec!["test/layered:1"], ..Options::default() };
-                Driver::start("images", options, |_| ()).kill_everywhere((0, 1), images);
+            let options = Options { images: vec!["test/layered:1"], ..Options::default() };
+            Driver::start("images", options, |_| ()).kill_everywhere((0, 1), images);
         }
         Ok("start") => first_start(),
         _ => {
-                let options = Options { new_runc: true, ..options(&["test/files:1"]) };
-                let options = Options {
-                    args: [options.args.clone(), vec!["--runtimes", "other:DIR/other:DIR/run/runtime:oci"]].concat(),
-                    ..options
-                };
-                Driver::start("users", options, configure).kill_everywhere((0, 1), users);
+            let options = Options { new_runc: true, ..options(&["test/files:1"]) };
+            let options = Options {
+                args: [
+                    options.args.clone(),
+                    vec!["--runtimes", "other:DIR/other:DIR/run/runtime:oci"],
+                ]
+                .concat(),
+                ..options
+            };
+            Driver::start("users", options, configure).kill_everywhere((0, 1), users);
         }
     }
 }

@@ -56,7 +56,11 @@ pub(crate) struct Driver {
 
 impl Driver {
     /// One whose criod serves.
-    pub(crate) fn start(scenario: &'static str, options: Options, before: impl Fn(&Criod)) -> Driver {
+    pub(crate) fn start(
+        scenario: &'static str,
+        options: Options,
+        before: impl Fn(&Criod),
+    ) -> Driver {
         let images = options.images.clone();
         let mut criod = Criod::prepare(Options { failpoints: true, ..options });
         before(&criod);
@@ -92,10 +96,9 @@ impl Driver {
         let mut number = 0;
         let mut kills = BTreeMap::new();
         for (op, hits) in seen {
-            let own: Vec<Kill> = times(&hits)
+            let own: Vec<Kill> = times(&hits, &self.known)
                 .into_iter()
                 .map(|(n, point)| {
-                    self.known.insert(point.clone());
                     number += 1;
                     match number % TWICE {
                         0 => vec![(n, point.clone()), (1, point)],
@@ -103,8 +106,11 @@ impl Driver {
                     }
                 })
                 .collect();
+            self.known.extend(own.iter().flatten().map(|(_, point)| point.clone()));
             kills.insert(op, own);
         }
+        let totals: Vec<_> = kills.iter().map(|(op, own)| (op, own.len())).collect();
+        eprintln!("{}: {totals:?}", self.scenario);
         self.rounds("round", part, &kills, &scenario);
         // They may lead to others yet.
         for depth in 0..3 {
@@ -144,25 +150,31 @@ impl Driver {
     }
 
     /// An operation: a call, repeated for as long as a kill cuts it, and only then.
-    pub(crate) fn op<T: Send>(&mut self, op: &str, call: impl Fn(&Cri) -> Answer<T> + Sync) -> Answer<T> {
+    pub(crate) fn op<T: Send>(
+        &mut self,
+        op: &str,
+        call: impl Fn(&Cri) -> Answer<T> + Sync,
+    ) -> Answer<T> {
         let kill = self.plan.remove(op).unwrap_or_default();
         if !kill.is_empty() {
             self.criod.arm(&kill);
         }
+        self.criod.hits();
         let before = self.deaths;
         let answer = loop {
             let deaths = self.deaths;
-            match self.watched(&call) {
+            let answer = self.watched(&call);
+            // Its connections end before it does.
+            while !kill.is_empty() && self.deaths - before < kill.len() - self.criod.armed() {
+                self.look();
+            }
+            match answer {
                 Err(_) if self.deaths != deaths => {}
                 answer => break answer,
             }
         };
         if !kill.is_empty() {
             let reached = kill.len() - self.criod.armed();
-            // The answer may have been its last.
-            while self.deaths - before < reached {
-                self.look();
-            }
             self.criod.arm(&[]);
             self.kills += reached;
             self.missed += kill.len() - reached;
@@ -240,17 +252,21 @@ impl Driver {
     }
 }
 
-/// Each point that is reached, with which time of it; not every time of those that come often.
-fn times(hits: &[Hit]) -> Vec<(usize, Point)> {
+/// Each point that is reached, with which time of it; not every time of those that come often. After a
+/// step all is as it is before the next one: that is looked at where the point is not known yet.
+fn times(hits: &[Hit], known: &BTreeSet<Point>) -> Vec<(usize, Point)> {
     let mut totals: HashMap<&Point, usize> = HashMap::new();
     hits.iter().for_each(|hit| *totals.entry(&hit.point).or_default() += 1);
     let mut counts: HashMap<&Point, usize> = HashMap::new();
-    let mut times = Vec::new();
-    for hit in hits {
+    let mut times: Vec<(usize, Point)> = Vec::new();
+    for (number, hit) in hits.iter().enumerate() {
         let n = counts.entry(&hit.point).or_default();
         *n += 1;
         let total = totals[&hit.point];
-        if total <= MOST || [1, 2, total / 2, total].contains(n) {
+        let same = hit.point.when == "after"
+            && hits.get(number + 1).is_some_and(|next| next.point.when == "before")
+            && (known.contains(&hit.point) || *n > 1);
+        if !same && (total <= MOST || [1, 2, total / 2, total].contains(n)) {
             times.push((*n, hit.point.clone()));
         }
     }
