@@ -231,7 +231,8 @@ impl ContainerMount {
             let mut unmounted = step!("root: unmount", rustix::mount::unmount(&merged, plain));
             if unmounted == Err(Errno::BUSY) {
                 let lazily = plain | UnmountFlags::DETACH;
-                unmounted = step!("root: detach", rustix::mount::unmount(&merged, lazily));
+                // no step: it is as if the one above had not been refused.
+                unmounted = rustix::mount::unmount(&merged, lazily);
             }
             match unmounted {
                 // Somebody else was faster.

@@ -14,6 +14,7 @@ mod driver;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use api_cri::v1::*;
@@ -22,10 +23,15 @@ use e2e::daemon::{
     Answer, Cri, Criod, EXITED, NOT_READY, Options, Point, READY, block, container, lines, new_runc,
 };
 use e2e::eventually;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const DECLARES: &str = "docker.io/test/declares:1";
 const FILES: &str = "docker.io/test/files:1";
 const LAYERED: &str = "docker.io/test/layered:1";
+
+/// A container that there is not.
+const UNKNOWN: &str = "unknown";
 
 /// Says that it runs, and ends with 5 when it is told to.
 const SCRIPT: &str = "trap 'exit 5' TERM; echo started; while :; do sleep 0.02; done";
@@ -94,6 +100,22 @@ fn ran_once(driver: &Driver, name: &str) {
     assert_eq!(lines, [("stdout".to_owned(), "started".to_owned())]);
 }
 
+/// Leaves what no record knows for the next criod, if one is to come: a folder and a descriptor; and
+/// the output of a command whose caller has gone.
+fn without_a_record(driver: &Driver, id: &str) {
+    let run = driver.criod.dir.join("run/containers");
+    fs::write(run.join(id).join("exec-9.stdout"), "output").unwrap();
+    fs::create_dir(run.join(UNKNOWN)).unwrap();
+    let file = fs::File::open("/dev/null").unwrap();
+    driver.criod.keeper().call(&["SPARE", UNKNOWN, "log"], &[file.as_fd()]).unwrap();
+}
+
+/// None may have come.
+fn nothing_without_a_record(driver: &Driver) {
+    let _ = fs::remove_dir(driver.criod.dir.join("run/containers").join(UNKNOWN));
+    driver.criod.keeper().call(&["DROP", UNKNOWN], &[]).unwrap();
+}
+
 /// All that a pod can have, but a user namespace.
 fn whole_life(driver: &mut Driver) {
     let name = driver.round.clone();
@@ -108,6 +130,9 @@ fn whole_life(driver: &mut Driver) {
         host_port: 8080,
         ..Default::default()
     });
+    // As on the bridge's first day.
+    let loopback = "/proc/sys/net/ipv4/conf/cni0/route_localnet";
+    let _ = driver.criod.net.run(|| fs::write(loopback, "0"));
     let pod = driver.op("RunPodSandbox", |cri| cri.run_pod(&config)).unwrap();
     is(driver, &pod, READY);
 
@@ -144,11 +169,9 @@ fn whole_life(driver: &mut Driver) {
     driver.op("UpdateContainerResources", |cri| update(cri, &id, wanted.clone())).unwrap();
     let status = driver.criod.status(&id).unwrap();
     assert_eq!(status.resources.unwrap().linux.unwrap(), wanted);
-    let little = memory(0);
-    let little = LinuxContainerResources { memory_limit_in_bytes: 4096 << 8, ..little };
+    // The kernel has no such processor.
     let refused = driver.op("UpdateContainerResources that fails", |cri| {
-        let unified = [("no.such".to_owned(), "1".to_owned())].into();
-        update(cri, &id, LinuxContainerResources { unified, ..little.clone() })
+        update(cri, &id, LinuxContainerResources { cpuset_cpus: "4000".into(), ..memory(96) })
     });
     refused.unwrap_err();
     let status = driver.criod.status(&id).unwrap();
@@ -156,10 +179,20 @@ fn whole_life(driver: &mut Driver) {
     driver.op("UpdatePodSandboxResources", |cri| update_pod(cri, &pod, memory(512))).unwrap();
     driver.op("ReopenContainerLog", |cri| cri.reopen_log(&id)).unwrap();
 
+    without_a_record(driver, &id);
     driver.op("StopContainer", |cri| cri.stop(&id, 30)).unwrap();
+    nothing_without_a_record(driver);
     let status = driver.criod.status(&id).unwrap();
     assert_eq!((status.state, status.exit_code), (EXITED, 5));
     driver.op("RemoveContainer", |cri| cri.remove(&id)).unwrap();
+
+    // Somebody has taken away what runroot has of it, and the monitor dies.
+    let lost = of_pod("lost", &["sh", "-c", SCRIPT], &config);
+    let id = driver.criod.run(&pod, &lost, &config);
+    let pid = driver.criod.monitor_pid(&id).unwrap();
+    fs::remove_dir_all(dir.join("run/containers").join(&id)).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    driver.op("RemoveContainer without a monitor", |cri| cri.remove(&id)).unwrap();
 
     let two = of_pod("two", &["sh", "-c", SCRIPT], &config);
     let id = driver.op("CreateContainer two", |cri| cri.create(&pod, &two, &config)).unwrap();
@@ -336,28 +369,4 @@ fn steps() -> BTreeSet<String> {
     }
     assert!(names.len() > 100, "{names:?}");
     names
-}
-
-#[test]
-fn debug() {
-    match std::env::var("ONLY").as_deref() {
-        Ok("whole") => whole_lives((0, 1)),
-        Ok("images") => {
-            let options = Options { images: vec!["test/layered:1"], ..Options::default() };
-            Driver::start("images", options, |_| ()).kill_everywhere((0, 1), images);
-        }
-        Ok("start") => first_start(),
-        _ => {
-            let options = Options { new_runc: true, ..options(&["test/files:1"]) };
-            let options = Options {
-                args: [
-                    options.args.clone(),
-                    vec!["--runtimes", "other:DIR/other:DIR/run/runtime:oci"],
-                ]
-                .concat(),
-                ..options
-            };
-            Driver::start("users", options, configure).kill_everywhere((0, 1), users);
-        }
-    }
 }
