@@ -83,8 +83,8 @@ impl Driver {
         }
     }
 
-    /// Runs the scenario once for each point that an operation reaches; of these rounds those whose
-    /// number is `part.0`, modulo `part.1`.
+    /// Runs the scenario once for each point that an operation reaches: for the `part.0`-th of
+    /// `part.1` parts of them.
     pub(crate) fn kill_everywhere(mut self, part: (usize, usize), scenario: impl Fn(&mut Driver)) {
         // What is made but once comes into the first round, what a criod learns but once into the
         // second.
@@ -107,18 +107,20 @@ impl Driver {
                 })
                 .collect();
             self.known.extend(own.iter().flatten().map(|(_, point)| point.clone()));
+            let own: Vec<Kill> =
+                own.into_iter().filter(|kill| share(&op, kill, part.1) == part.0).collect();
             kills.insert(op, own);
         }
         let totals: Vec<_> = kills.iter().map(|(op, own)| (op, own.len())).collect();
         eprintln!("{}: {totals:?}", self.scenario);
-        self.rounds("round", part, &kills, &scenario);
+        self.rounds("round", &kills, &scenario);
         // They may lead to others yet.
         for depth in 0..3 {
             let recoveries = std::mem::take(&mut self.recoveries);
             if recoveries.is_empty() {
                 break;
             }
-            self.rounds(&format!("recovery{depth}-"), (0, 1), &recoveries, &scenario);
+            self.rounds(&format!("recovery{depth}-"), &recoveries, &scenario);
         }
         let (name, kills, missed) = (self.scenario, self.kills, self.missed);
         eprintln!("{name}, part {part:?}: {kills} kills, {missed} points not reached again");
@@ -128,12 +130,11 @@ impl Driver {
     fn rounds(
         &mut self,
         name: &str,
-        part: (usize, usize),
         kills: &BTreeMap<String, Vec<Kill>>,
         scenario: &impl Fn(&mut Driver),
     ) {
         let most = kills.values().map(Vec::len).max().unwrap_or(0);
-        for round in (0..most).filter(|round| round % part.1 == part.0) {
+        for round in 0..most {
             let own =
                 |(op, all): (&String, &Vec<Kill>)| Some((op.clone(), all.get(round)?.clone()));
             let plan = kills.iter().filter_map(own).collect();
@@ -178,6 +179,10 @@ impl Driver {
             self.criod.arm(&[]);
             self.kills += reached;
             self.missed += kill.len() - reached;
+            // Not reached for once, as what is at work at the same time was faster: again, later.
+            if reached == 0 && !killed().contains(&kill[0].1) {
+                self.recoveries.entry(op.to_owned()).or_default().push(kill.clone());
+            }
             kill[..reached].iter().for_each(|(_, point)| note(point.clone()));
         }
         let mut hits = self.criod.hits();
@@ -250,6 +255,11 @@ impl Driver {
         }
         panic!("not taken away: {left:?}\n{}", self.criod.said());
     }
+}
+
+/// Which of so many drivers does a kill, whatever else each of them has seen.
+fn share(op: &str, kill: &Kill, parts: usize) -> usize {
+    format!("{op} {:?}", kill[0]).bytes().map(usize::from).sum::<usize>() % parts
 }
 
 /// Each point that is reached, with which time of it; not every time of those that come often. After a
