@@ -19,7 +19,7 @@ LOCKED := --locked
 INSTALL := install
 
 .DELETE_ON_ERROR:
-.PHONY: help build monitors daemon install demo test lint fmt-check clippy house deny \
+.PHONY: help build monitors daemon failpoints install demo test lint fmt-check clippy house deny \
 	unit e2e conformance kubernetes bench bench-memory setup clean
 
 help: ## List the targets
@@ -46,6 +46,13 @@ monitors:
 	@$(INSTALL) -C -m 755 \
 		$(addprefix $(TARGET)/$(MUSL)/monitor/,criod-monitor criod-keeper criod-pause) \
 		$(TARGET)/$(MUSL)/stream/criod-stream $(STAGE)
+
+# criod as a test kills it at each durable step; in a folder of its own, with what is compiled shared.
+failpoints:
+	CARGO_BUILD_BUILD_DIR=$(TARGET) $(CARGO) build $(LOCKED) -p criod --features failpoints \
+		--target-dir $(TARGET)/failpoints
+	@mkdir -p $(STAGE)
+	@$(INSTALL) -C -m 755 $(TARGET)/failpoints/debug/criod $(STAGE)/criod-failpoints
 
 install: ## Install below DESTDIR with PREFIX (default /usr), building first where needed
 	@if [ -z "$(NO_BUILD)" ]; then $(MAKE) --no-print-directory build; fi
@@ -89,6 +96,8 @@ fmt-check:
 
 clippy:
 	$(CARGO) clippy $(LOCKED) --workspace --all-targets --features api-monitor/ttrpc -- -D warnings
+	$(CARGO) clippy $(LOCKED) -p criod -p failpoint -p storage -p namespace -p cni -p hostport -p cgroup \
+		--features criod/failpoints,failpoint/enabled --all-targets -- -D warnings
 
 house:
 	$(CARGO) run $(LOCKED) --quiet -p house
@@ -98,8 +107,9 @@ deny:
 
 unit: ## Tests of each crate
 	$(CARGO) test $(LOCKED) --no-fail-fast --workspace --exclude e2e --features api-monitor/ttrpc
+	$(CARGO) test $(LOCKED) -p failpoint --features enabled
 
-e2e: build ## Tests of the built programs with real runtimes, plugins and registries
+e2e: build failpoints ## Tests of the built programs with real runtimes, plugins and registries
 	$(CARGO) test $(LOCKED) --no-fail-fast -p e2e
 
 conformance: build ## Specs of the CRI, driven by the kubelet's client library

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use api_cri::v1::{ContainerConfig, ContainerMetadata, CreateContainerRequest};
 use api_monitor::monitor::Config as MonitorConfig;
 use cgroup::Cgroup;
+use failpoint::step;
 use namespace::Pinned;
 use registry::image::ContainerDefaults;
 use storage::MountOptions;
@@ -208,14 +209,16 @@ impl Node {
         };
         self.store.hold(id, &record.all_layers()).map_err(layers_failed)?;
         let bundle = self.paths.bundle(id);
-        std::fs::create_dir_all(&bundle).map_err(Error::file("create", &bundle))?;
+        step!("container: make bundle", std::fs::create_dir_all(&bundle))
+            .map_err(Error::file("create", &bundle))?;
         let bare = record.infra && layers.is_empty();
         let args = spec::args(config, image)?;
         let labels = spec::Labels::of(config, pod, &args, &self.config, handler, &self.confine)?;
         // The pod's root cannot reach what lies below runroot.
         let rootfs = if bare && spec::pod_users(pod).is_none() {
             let rootfs = bundle.join("rootfs");
-            std::fs::create_dir_all(&rootfs).map_err(Error::file("create", &rootfs))?;
+            step!("container: make bare root", std::fs::create_dir_all(&rootfs))
+                .map_err(Error::file("create", &rootfs))?;
             spec::label_root(&rootfs, &labels)?;
             rootfs
         } else {
@@ -288,11 +291,13 @@ impl Node {
         }
         let bytes = oci::build(&input).map_err(spec_failed)?;
         let path = bundle.join("config.json");
-        std::fs::write(&path, bytes).map_err(Error::file("write", &path))?;
+        step!("container: write spec", std::fs::write(&path, bytes))
+            .map_err(Error::file("write", &path))?;
         if let Some(dir) = record.log_path.parent()
             && !record.infra
         {
-            std::fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+            step!("container: make log folder", std::fs::create_dir_all(dir))
+                .map_err(Error::file("create", dir))?;
         }
         container.record.update(Save::Now, |r| {
             r.uid = user.uid;
@@ -380,7 +385,8 @@ impl Node {
         let failed =
             |action| move |source| Error::from(Kind::Storage { id: id.to_owned(), action, source });
         let dir = self.paths.rootfs(id);
-        std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+        step!("container: make root folder", std::fs::create_dir_all(&dir))
+            .map_err(Error::file("create", &dir))?;
         // Without `volatile` each unmount would write out everything that the disk has pending. A
         // power loss ends the container in any case. Kernels before 5.10 do not know it.
         let mount = |extra: &[&str]| {

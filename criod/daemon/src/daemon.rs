@@ -21,6 +21,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use criod_config::{CgroupManager, Config, ShortNameMode};
+use failpoint::step;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
@@ -280,6 +281,7 @@ async fn hand_on(hangup: &mut Signal, successor: &Candidate) {
 /// exclusively, that none does.
 fn relay_lock(paths: &Paths, how: FlockArg) -> Option<Flock<File>> {
     let path = paths.run.join("relays.lock");
+    // no step: there is nothing in it.
     let file = OpenOptions::new().create(true).append(true).open(path).ok()?;
     Flock::lock(file, how).ok()
 }
@@ -290,6 +292,7 @@ async fn forget_output(node: Arc<Node>) {
         tokio::time::sleep(RELAYS).await;
     }
     for path in lock(&node.output_of_before).take().unwrap_or_default() {
+        // no step: as in `recover`, where it is one; what is left is found again.
         let _ = std::fs::remove_file(path);
     }
 }
@@ -344,7 +347,8 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener, Flock<File>)> 
         paths.run.join("ns"),
         paths.empty().join("diff"),
     ] {
-        std::fs::create_dir_all(&dir).map_err(Error::file("create", &dir))?;
+        step!("start: make folder", std::fs::create_dir_all(&dir))
+            .map_err(Error::file("create", &dir))?;
     }
     // The sockets in it are for root alone.
     userns::mode(&paths.run, 0o700)?;
@@ -411,6 +415,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 /// other, and would be taken for left over by any other pair.
 fn own(paths: &Paths) -> Result<Flock<File>> {
     let path = paths.run.join("lock");
+    // no step: whether it is there says nothing.
     let options = || OpenOptions::new().create(true).append(true).open(&path);
     let mut file = options().map_err(Error::file("open", &path))?;
     let began = Instant::now();
@@ -435,7 +440,8 @@ fn own(paths: &Paths) -> Result<Flock<File>> {
         Ok(id) => id,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let id = new_id()?;
-            std::fs::write(&of_root, &id).map_err(Error::file("write", &of_root))?;
+            step!("start: write id of root", std::fs::write(&of_root, &id))
+                .map_err(Error::file("write", &of_root))?;
             id
         }
         Err(e) => return Err(Error::file("read", &of_root)(e)),
@@ -450,7 +456,8 @@ fn own(paths: &Paths) -> Result<Flock<File>> {
         ))),
         Ok(_) => Ok(lock),
         Err(_) => {
-            std::fs::write(&of_run, &id).map_err(Error::file("write", &of_run))?;
+            step!("start: write id of root into runroot", std::fs::write(&of_run, &id))
+                .map_err(Error::file("write", &of_run))?;
             Ok(lock)
         }
     }

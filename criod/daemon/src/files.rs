@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use api_cri::v1::DnsConfig;
+use failpoint::step;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 pub(crate) use self::default_mounts::default_mounts;
@@ -36,7 +37,7 @@ pub(crate) fn check(config: &criod_config::Config) -> Result<()> {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(Error::file("write", path))
+    step!("pod files: write", fs::write(path, text)).map_err(Error::file("write", path))
 }
 
 /// Writes hostname and resolv.conf. With an SELinux label all files of the pod have it.
@@ -46,7 +47,7 @@ pub(crate) fn prepare(
     dns: Option<&DnsConfig>,
     label: &str,
 ) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+    step!("pod files: make folder", fs::create_dir_all(dir)).map_err(Error::file("create", dir))?;
     if !mounted(dir) {
         mount_tmpfs(dir, MsFlags::empty(), &format!("mode=755,size={FILES_SIZE}"), label)?;
     }
@@ -100,7 +101,7 @@ pub(crate) fn hosts(dir: &Path, host_network: bool, hostname: &str, ips: &[IpAdd
 /// Mounts the pod's /dev/shm, of this size in bytes or of the usual one, if it is not mounted.
 pub(crate) fn mount_shm(dir: &Path, size: Option<u64>, label: &str) -> Result<()> {
     let shm = dir.join("shm");
-    fs::create_dir_all(&shm).map_err(Error::file("create", &shm))?;
+    step!("pod files: make shm", fs::create_dir_all(&shm)).map_err(Error::file("create", &shm))?;
     if mounted(&shm) {
         return Ok(());
     }
@@ -116,7 +117,8 @@ fn mount_tmpfs(at: &Path, more: MsFlags, options: &str, label: &str) -> Result<(
     let context = security::selinux::mount_option(label);
     let options = context.map_or_else(|| options.to_owned(), |c| format!("{options},{c}"));
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | more;
-    mount(Some("criod"), at, Some("tmpfs"), flags, Some(options.as_str()))
+    let options = Some(options.as_str());
+    step!("pod files: mount", mount(Some("criod"), at, Some("tmpfs"), flags, options))
         .map_err(|e| Error::file("mount tmpfs at", at)(e.into()))
 }
 
@@ -124,7 +126,8 @@ fn mount_tmpfs(at: &Path, more: MsFlags, options: &str, label: &str) -> Result<(
 pub(crate) fn give(dir: &Path, root: (u32, u32)) -> Result<()> {
     for name in FILES.iter().map(|(name, _)| *name).chain(["shm"]) {
         let path = dir.join(name);
-        match std::os::unix::fs::lchown(&path, Some(root.0), Some(root.1)) {
+        let (uid, gid) = (Some(root.0), Some(root.1));
+        match step!("pod files: give", std::os::unix::fs::lchown(&path, uid, gid)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::file("change the owner of", &path)(e));
             }
@@ -138,10 +141,11 @@ pub(crate) fn give(dir: &Path, root: (u32, u32)) -> Result<()> {
 pub(crate) fn remove(dir: &Path) -> Result<()> {
     for at in [&dir.join("shm"), dir] {
         if mounted(at) {
-            umount2(at, MntFlags::MNT_DETACH).map_err(|e| Error::file("unmount", at)(e.into()))?;
+            step!("pod files: unmount", umount2(at, MntFlags::MNT_DETACH))
+                .map_err(|e| Error::file("unmount", at)(e.into()))?;
         }
     }
-    match fs::remove_dir_all(dir) {
+    match step!("pod files: remove folder", fs::remove_dir_all(dir)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", dir)(e)),
         _ => Ok(()),
     }

@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use failpoint::step;
 use sys::seqpacket::{Conn, Message};
 use tracing::{info, warn};
 
@@ -267,19 +268,16 @@ impl Inner {
 
     fn spawn(&self) -> io::Result<()> {
         let options = &self.options;
+        // no step: a log.
         let log = OpenOptions::new().create(true).append(true).open(&options.log)?;
         let mut command = Command::new(&options.program);
         command.arg("--socket").arg(&options.socket);
         for dir in &options.cgroups {
             command.arg("--cgroup").arg(dir);
         }
-        let spawned = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .env_remove("NOTIFY_SOCKET")
-            .current_dir("/")
-            .spawn();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.env_remove("NOTIFY_SOCKET").current_dir("/");
+        let spawned = step!("keeper: start", command.spawn());
         let mut child = spawned
             .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", options.program.display())))?;
         info!(pid = child.id(), "keeper started");

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api_monitor::monitor::{Phase, StateResponse};
+use failpoint::step;
 use storage::ContainerMount;
 use tracing::{info, warn};
 
@@ -297,7 +298,7 @@ impl Node {
         // Before anything is gone: a restart must go on from here, not find half a container.
         container.record.update(Save::Soon, |r| r.state = ContainerState::Removing)?;
         if !self.paths.container_run(&container.id).join("config").exists() {
-            self.keeper.forget(&container.id).await?;
+            step!("container: forget descriptors", self.keeper.forget(&container.id).await)?;
         }
         let node = Arc::clone(self);
         let own = Arc::clone(container);
@@ -334,7 +335,7 @@ impl Node {
             return Err(Error::precondition(text));
         }
         container.record.end();
-        match std::fs::remove_dir_all(&run) {
+        match step!("container: remove run folder", std::fs::remove_dir_all(&run)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(Error::file("remove", &run)(e));
             }
@@ -357,12 +358,10 @@ impl Node {
         if !root.join(id).exists() {
             return Ok(());
         }
-        let done = std::process::Command::new(program)
-            .arg("--root")
-            .arg(root)
-            .args(["delete", "--force", id])
-            .stdin(std::process::Stdio::null())
-            .output()
+        let mut command = std::process::Command::new(program);
+        command.arg("--root").arg(root).args(["delete", "--force", id]);
+        command.stdin(std::process::Stdio::null());
+        let done = step!("container: runtime delete", command.output())
             .map_err(Error::file("run", program))?;
         if !done.status.success() {
             let said = String::from_utf8_lossy(&done.stderr);

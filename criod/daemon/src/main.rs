@@ -144,6 +144,7 @@ fn print_config(matches: &ArgMatches, default: bool) -> ExitCode {
             Err(e) => return fail(&e.to_string(), EXIT_CONFIG),
         }
     };
+    // no step: an answer.
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,

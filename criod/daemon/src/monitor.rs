@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use api_monitor::monitor::*;
 use api_monitor::service::MonitorClient;
+use failpoint::step;
 use nix::fcntl::{Flock, FlockArg};
 use protobuf::Message;
 use sys::seqpacket::Conn;
@@ -88,7 +89,11 @@ pub(crate) fn lives(dir: &Path) -> bool {
 /// taken, or later the folder gone. `None`: a monitor lives.
 pub(crate) fn seal(dir: &Path) -> Option<Flock<File>> {
     for _ in 0..SEAL_ROUNDS {
-        let file = OpenOptions::new().create(true).append(true).open(dir.join("lock")).ok()?;
+        let file = step!(
+            "container: open its lock",
+            OpenOptions::new().create(true).append(true).open(dir.join("lock"))
+        )
+        .ok()?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Some(lock),
             Err(_) => std::thread::sleep(SEAL_PAUSE),
@@ -178,9 +183,9 @@ impl Monitor {
         // Whole or not at all: by it is seen whether there is anything for a monitor to do.
         let write = || {
             let temp = self.dir.join("config.new");
-            fs::create_dir_all(&self.dir)?;
-            fs::write(&temp, bytes)?;
-            fs::rename(&temp, &path)
+            step!("monitor: make folder", fs::create_dir_all(&self.dir))?;
+            step!("monitor: write config", fs::write(&temp, bytes))?;
+            step!("monitor: rename config", fs::rename(&temp, &path))
         };
         on_disk(write).map_err(Error::file("write", &path))?;
         self.fork().await
@@ -190,13 +195,17 @@ impl Monitor {
     async fn fork(&self) -> Result<()> {
         let path = self.dir.join("monitor.sock");
         let listen = || {
-            match fs::remove_file(&path) {
+            match step!("monitor: remove old socket", fs::remove_file(&path)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
                 _ => {}
             }
-            let listener = UnixListener::bind(sys::seqpacket::short_path(&path)?.0)?;
+            let (short, _folder) = sys::seqpacket::short_path(&path)?;
+            let listener = step!("monitor: listen", UnixListener::bind(short))?;
             let log = self.dir.join("monitor.log");
-            let log = OpenOptions::new().create(true).append(true).open(log)?;
+            let log = step!(
+                "monitor: open its log",
+                OpenOptions::new().create(true).append(true).open(log)
+            )?;
             Ok((listener, log))
         };
         let (listener, log) = on_disk(listen).map_err(Error::file("listen at", &path))?;
@@ -207,7 +216,10 @@ impl Monitor {
         ];
         // A second one finds the lock taken.
         let again = Repeat::Always;
-        self.keeper.fork(&self.id, command, listener.into(), log.into(), again).await?;
+        step!(
+            "monitor: fork",
+            self.keeper.fork(&self.id, command, listener.into(), log.into(), again).await
+        )?;
         Ok(())
     }
 
@@ -306,7 +318,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.create(no_limit(), &request).await }
         };
-        self.call("create", call).await.map(|a| a.pid)
+        step!("monitor: create", self.call("create", call).await).map(|a| a.pid)
     }
 
     pub(crate) async fn start(&self) -> Result<i64> {
@@ -315,7 +327,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.start(no_limit(), &request).await }
         };
-        self.call("start", call).await.map(|a| a.started_at)
+        step!("monitor: start", self.call("start", call).await).map(|a| a.started_at)
     }
 
     pub(crate) async fn stop(&self, signal: i32, timeout: Duration) -> Result<()> {
@@ -325,7 +337,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.stop(no_limit(), &request).await }
         };
-        self.call("stop", call).await.map(|_| ())
+        step!("monitor: stop", self.call("stop", call).await).map(|_| ())
     }
 
     /// Waits until it has been reached once by whatever call.
@@ -380,7 +392,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.reopen_log(no_limit(), &request).await }
         };
-        self.call("reopen the log", call).await.map(|_| ())
+        step!("monitor: reopen log", self.call("reopen the log", call).await).map(|_| ())
     }
 
     /// Has the runtime change what the container may use: a `linux.resources` object, as JSON.
@@ -390,7 +402,7 @@ impl Monitor {
             let request = request.clone();
             async move { c.update(no_limit(), &request).await }
         };
-        self.call("update", call).await.map(|_| ())
+        step!("monitor: update", self.call("update", call).await).map(|_| ())
     }
 
     /// A connection for one call. A monitor that has died is replaced.
@@ -488,6 +500,6 @@ impl Monitor {
                 }
             }
         };
-        self.call("delete", call).await.map(|_| ())
+        step!("monitor: delete", self.call("delete", call).await).map(|_| ())
     }
 }

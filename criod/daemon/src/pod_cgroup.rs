@@ -148,13 +148,24 @@ impl Node {
         group.kill().and_then(|()| group.remove()).map_err(|source| failed(&group, source))
     }
 
-    /// Removes the cgroup that the pod's containers were in, unless another made it or is in it.
+    /// Removes the cgroup that the pod's containers were in, unless another made it or has it, too.
     pub(crate) fn remove_parent(&self, record: &PodRecord) -> Result<()> {
         if record.cgroup_top.is_empty() {
             return Ok(());
         }
         let (group, top) = (self.cgroup(&parent(record))?, self.cgroup(&record.cgroup_top)?);
         let _parents = lock(&PARENTS);
+        // Nothing may be in it yet of a pod that is being created; that one has it removed later.
+        let shared = self.all_pods().into_iter().any(|other| {
+            let other = other.record.get();
+            other.id != record.id
+                && other.state != PodState::Removing
+                && !other.cgroup_top.is_empty()
+                && parent(&other) == group.name()
+        });
+        if shared {
+            return Ok(());
+        }
         group.remove_unused(&top).map_err(|source| failed(&group, source))
     }
 

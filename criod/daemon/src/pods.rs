@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api_cri::v1::{NamespaceMode, PodSandboxConfig, Protocol, RunPodSandboxRequest};
+use failpoint::step;
 use namespace::{Kind as NsKind, Pinned};
 use tracing::{debug, info, warn};
 
@@ -154,6 +155,7 @@ impl Node {
             self.forget_pod(&pod.id);
             // Its folder may have been made, with nothing in it that counts.
             let dir = pod.record.dir().clone();
+            // no step: nothing is on record, and a start removes what is empty.
             let _ = on_disk(|| std::fs::remove_dir_all(dir));
             return Err(e);
         }
@@ -260,7 +262,8 @@ impl Node {
                 files::give(&dir, root)?;
             }
             if !log_dir.is_empty() {
-                std::fs::create_dir_all(&log_dir).map_err(Error::file("create", &log_dir))?;
+                step!("pod: make log folder", std::fs::create_dir_all(&log_dir))
+                    .map_err(Error::file("create", &log_dir))?;
             }
             Ok(())
         })

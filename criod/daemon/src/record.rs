@@ -28,6 +28,7 @@ use std::time::UNIX_EPOCH;
 use api_cri::v1::{ContainerConfig, LinuxContainerResources, PodSandboxConfig};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use failpoint::step;
 use prost::Message;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -288,19 +289,21 @@ pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Resul
         .map_err(|e| Kind::Record { path: path.clone(), problem: e.to_string() })?;
     let write = || {
         if durable {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            let mut builder = fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            step!("record: make folder", builder.create(dir))?;
         }
-        let mut file = File::create(&temp)?;
-        file.write_all(&bytes)?;
+        let mut file = step!("record: make file", File::create(&temp))?;
+        step!("record: write", file.write_all(&bytes))?;
         if durable {
-            file.sync_data()?;
+            step!("record: sync", file.sync_data())?;
         }
-        fs::rename(&temp, &path)?;
+        step!("record: rename", fs::rename(&temp, &path))?;
         if durable {
             keep_first(&path, &dir.join(FIRST));
-            File::open(dir)?.sync_all()?;
+            step!("record: sync folder", File::open(dir)?.sync_all())?;
             if let Some(parent) = dir.parent() {
-                File::open(parent)?.sync_all()?;
+                step!("record: sync folder above", File::open(parent)?.sync_all())?;
             }
         }
         Ok(())
@@ -311,7 +314,7 @@ pub(crate) fn save<T: Serialize>(dir: &Path, record: &T, durable: bool) -> Resul
 /// Gives the record that has just been written a second name, unless an earlier one has it. Nothing
 /// depends on it but what is shown of a record that is damaged.
 fn keep_first(record: &Path, first: &Path) {
-    match fs::hard_link(record, first) {
+    match step!("record: keep first", fs::hard_link(record, first)) {
         Err(e) if e.kind() != ErrorKind::AlreadyExists => {
             tracing::debug!(path = %first.display(), "no second name for a record: {e}");
         }
@@ -336,7 +339,7 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
     if fs::symlink_metadata(dir).is_ok_and(|m| !m.is_dir()) {
         return tree(dir);
     }
-    tree(&dir.join(FIRST))?;
+    step!("record: remove first", tree(&dir.join(FIRST)))?;
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         entries => entries.map_err(Error::file("read", dir))?,
@@ -344,11 +347,11 @@ pub(crate) fn remove(dir: &Path) -> Result<()> {
     for entry in entries {
         let entry = entry.map_err(Error::file("read", dir))?;
         if entry.file_name() != NAME {
-            tree(&entry.path())?;
+            step!("record: remove what is beside it", tree(&entry.path()))?;
         }
     }
-    tree(&dir.join(NAME))?;
-    gone(fs::remove_dir(dir)).map_err(Error::file("remove", dir))
+    step!("record: remove", tree(&dir.join(NAME)))?;
+    gone(step!("record: remove folder", fs::remove_dir(dir))).map_err(Error::file("remove", dir))
 }
 
 /// Whether a folder has a record, whatever can be read of it.
@@ -462,12 +465,12 @@ fn load<T: Record>(root: &Path, id: &str) -> Option<Result<T, Box<Damaged>>> {
     let dir = root.join(id);
     let path = dir.join(NAME);
     // Of a write that was cut short: nobody writes yet.
-    let _ = fs::remove_file(dir.join(NEW));
+    let _ = step!("record: remove one cut short", fs::remove_file(dir.join(NEW)));
     let bytes = match read(&path) {
         Ok(bytes) => bytes,
         // It never had one written whole, so that nothing happened in it, or it is all but removed.
         Err(e) if e.kind() == ErrorKind::NotFound && !exists(&dir) => {
-            let _ = fs::remove_dir(&dir);
+            let _ = step!("record: remove empty folder", fs::remove_dir(&dir));
             return None;
         }
         Err(e) => return Some(Err(damaged(&dir, id, Error::file("read", path)(e), &[]))),

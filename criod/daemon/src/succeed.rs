@@ -124,6 +124,7 @@ impl Drop for Candidate {
         if let Some(mut launcher) = self.launcher.take() {
             let group = i32::try_from(launcher.id()).map(Pid::from_raw);
             // It fails where nobody is left.
+            // no step: one that was not given the socket ends with this process.
             let _ = group.map(|group| killpg(group, Signal::SIGKILL));
             let _ = launcher.wait();
         }
@@ -137,6 +138,7 @@ impl Candidate {
         let (ours, theirs) = Conn::pair().map_err(failed())?;
         let line = Line::new(ours.into()).map_err(failed())?;
         let mut command = program.command(LAUNCH, OwnedFd::from(theirs).into());
+        // no step: it does nothing before it is given the socket.
         let launcher = command.process_group(0).spawn().map_err(failed())?;
         Ok(Candidate { line, pid: 0, launcher: Some(launcher) })
     }
@@ -212,6 +214,7 @@ impl Heir {
     pub(crate) fn find(program: &Program) -> io::Result<Start> {
         match std::env::var(VARIABLE).as_deref() {
             Ok(LAUNCH) => {
+                // no step: as above.
                 program.command(CHECK, Stdio::inherit()).spawn()?;
                 Ok(Start::Launched)
             }

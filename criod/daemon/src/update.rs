@@ -22,6 +22,7 @@ use std::sync::Arc;
 use api_cri::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
 use api_monitor::monitor::Config as MonitorConfig;
 use cgroup::Cgroup;
+use failpoint::step;
 use protobuf::Message;
 use serde_json::Value;
 use tracing::{info, warn};
@@ -212,7 +213,8 @@ impl NewSpec {
         let new = NewSpec { path, kept: false };
         let bytes = serde_json::to_vec(&spec)
             .map_err(|e| Kind::Record { path: new.path.clone(), problem: e.to_string() })?;
-        fs::write(new.beside(), bytes).map_err(Error::file("write", new.beside()))?;
+        step!("update: write spec", fs::write(new.beside(), bytes))
+            .map_err(Error::file("write", new.beside()))?;
         Ok(new)
     }
 
@@ -221,7 +223,8 @@ impl NewSpec {
     }
 
     fn keep(mut self) -> Result<()> {
-        fs::rename(self.beside(), &self.path).map_err(Error::file("write", &self.path))?;
+        step!("update: rename spec", fs::rename(self.beside(), &self.path))
+            .map_err(Error::file("write", &self.path))?;
         self.kept = true;
         Ok(())
     }
@@ -230,7 +233,7 @@ impl NewSpec {
 impl Drop for NewSpec {
     fn drop(&mut self) {
         if !self.kept {
-            let _ = fs::remove_file(self.beside());
+            let _ = step!("update: remove spec", fs::remove_file(self.beside()));
         }
     }
 }
@@ -285,7 +288,8 @@ impl Score {
     }
 
     fn set(&self, score: i32) -> std::io::Result<()> {
-        fs::write(Self::path(&self.process, "oom_score_adj"), score.to_string())
+        let path = Self::path(&self.process, "oom_score_adj");
+        step!("update: set score", fs::write(path, score.to_string()))
     }
 
     fn path(process: &File, file: &str) -> PathBuf {

@@ -15,6 +15,7 @@ use std::path::Path;
 
 use api_cri::v1::PodSandboxConfig;
 use criod_config::RuntimeHandler;
+use failpoint::step;
 use storage::Owners;
 
 use crate::error::{Error, Result};
@@ -44,7 +45,7 @@ pub(crate) fn protect(paths: &Paths) -> Result<()> {
 
 /// Changes a folder's mode.
 pub(crate) fn mode(path: &Path, mode: u32) -> Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+    step!("folder: set mode", fs::set_permissions(path, fs::Permissions::from_mode(mode)))
         .map_err(Error::file("protect", path))
 }
 
@@ -90,14 +91,16 @@ impl Node {
             return Ok(());
         };
         let dir = self.paths.container(id);
-        chown(&dir, None, Some(gid)).map_err(Error::file("change the group of", &dir))?;
+        step!("container: give folder", chown(&dir, None, Some(gid)))
+            .map_err(Error::file("change the group of", &dir))?;
         mode(&dir, 0o710)
     }
 }
 
 /// Gives a tree of criod's own making to a pod's root, by uid and gid of the node.
 pub(crate) fn give(path: &Path, root: (u32, u32)) -> Result<()> {
-    lchown(path, Some(root.0), Some(root.1)).map_err(Error::file("change the owner of", path))?;
+    step!("default mounts: give", lchown(path, Some(root.0), Some(root.1)))
+        .map_err(Error::file("change the owner of", path))?;
     if path.symlink_metadata().is_ok_and(|m| m.is_dir()) {
         for entry in fs::read_dir(path).map_err(Error::file("read", path))? {
             give(&entry.map_err(Error::file("read", path))?.path(), root)?;

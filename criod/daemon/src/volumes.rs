@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use api_cri::v1::{ContainerConfig, Mount, MountPropagation};
+use failpoint::step;
 use storage::{ContainerMount, MountOptions, Owners};
 
 pub(crate) use self::declared::{Declared, declare};
@@ -96,7 +97,8 @@ impl Node {
         options: MountOptions,
         dir: &Path,
     ) -> Result<PathBuf> {
-        std::fs::create_dir_all(dir).map_err(Error::file("create", dir))?;
+        step!("image volume: make folder", std::fs::create_dir_all(dir))
+            .map_err(Error::file("create", dir))?;
         let failed = |action| {
             let id = volume.image_id.clone();
             move |source| Error::from(Kind::Storage { id, action, source })
@@ -164,9 +166,11 @@ pub(crate) fn unmount(run: &Path) -> Result<()> {
         let id = dir.to_string_lossy().into_owned();
         let failed = |source| Kind::Storage { id, action: "unmount image volume", source };
         ContainerMount::existing(&dir).remove().map_err(failed)?;
-        std::fs::remove_dir(&dir).map_err(Error::file("remove", &dir))?;
+        step!("image volume: remove folder", std::fs::remove_dir(&dir))
+            .map_err(Error::file("remove", &dir))?;
     }
-    std::fs::remove_dir(&folder).map_err(Error::file("remove", &folder))
+    step!("image volume: remove folder of all", std::fs::remove_dir(&folder))
+        .map_err(Error::file("remove", &folder))
 }
 
 #[cfg(test)]

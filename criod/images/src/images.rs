@@ -208,7 +208,13 @@ impl Images {
         name_or_id: &str,
         in_use: &(dyn Fn(&ImageId) -> Option<String> + Sync),
     ) -> Result<(), Error> {
-        let Some((image, found_by)) = self.find(name_or_id) else { return Ok(()) };
+        let Some((image, found_by)) = self.find(name_or_id) else {
+            // It may be what is left of a removal that was cut short.
+            return match in_use(&name_or_id.to_owned()) {
+                Some(_) => Ok(()),
+                None => self.collect_garbage().await.map(|_| ()),
+            };
+        };
         let mut doomed = Vec::new();
         if let Some(name) = found_by {
             doomed.push(name.clone());
@@ -245,8 +251,8 @@ impl Images {
         self.blocking(name_or_id, work).await
     }
 
-    /// Removes layers and content that no image, no container and no pull needs. For the start of
-    /// the daemon, once every container holds its layers, and after containers are removed.
+    /// Removes layers and content that no image, no container and no pull needs, where every container
+    /// holds its layers.
     pub async fn collect_garbage(&self) -> Result<Collected, Error> {
         let images = self.clone();
         let collected = tokio::task::spawn_blocking(move || images.0.store.gc()).await;

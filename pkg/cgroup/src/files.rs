@@ -3,6 +3,7 @@
 //! Reading reuses one buffer: a file is read whole into it, and the parser looks at it there.
 
 use crate::error::{Error, Result};
+use failpoint::step;
 use nix::libc;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -80,7 +81,7 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
 /// [`Error::NotFound`] if the file is not there, else [`Error::Write`].
 pub(crate) fn write(path: &Path, value: &str) -> Result<()> {
     let open = OpenOptions::new().write(true).open(path);
-    match open.and_then(|mut file| file.write_all(value.as_bytes())) {
+    match step!("cgroup: write", open.and_then(|mut file| file.write_all(value.as_bytes()))) {
         Ok(()) => Ok(()),
         Err(e) if is_gone(&e) => Err(Error::NotFound { path: path.to_owned() }),
         Err(source) => Err(Error::Write { path: path.to_owned(), value: value.to_owned(), source }),

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::files::{Buffer, is_gone, write};
 use crate::hierarchy::{Hierarchy, Mode, Mount};
 use crate::parse;
+use failpoint::step;
 use nix::libc;
 use std::fs;
 use std::io::ErrorKind;
@@ -131,7 +132,7 @@ impl Cgroup {
                     self.pass_on(&above);
                 }
                 let folder = above.join(part);
-                match fs::create_dir(&folder) {
+                match step!("cgroup: make", fs::create_dir(&folder)) {
                     Ok(()) => {}
                     Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
                     Err(source) => return Err(Error::Create { path: folder, source }),
@@ -226,7 +227,7 @@ impl Cgroup {
         let depth = if inside { self.name[top.name.len()..].matches('/').count() } else { 0 };
         for folder in self.all_folders() {
             for folder in folder.ancestors().take(depth + 1) {
-                match fs::remove_dir(folder) {
+                match step!("cgroup: remove unused", fs::remove_dir(folder)) {
                     Ok(()) => {}
                     Err(e) if is_gone(&e) => {}
                     Err(e) if matches!(e.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY)) => {
@@ -326,7 +327,7 @@ fn remove_tree(folder: &Path, depth: usize) -> Result<()> {
     let mut wait = REMOVE_WAIT;
     for tries_left in (0..REMOVE_TRIES).rev() {
         // First without looking: most groups have none below.
-        match fs::remove_dir(folder) {
+        match step!("cgroup: remove", fs::remove_dir(folder)) {
             Ok(()) => return Ok(()),
             Err(e) if is_gone(&e) => return Ok(()),
             Err(e) if !matches!(e.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY)) => {

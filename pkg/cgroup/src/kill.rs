@@ -11,6 +11,7 @@
 use crate::error::{Error, Result};
 use crate::files::{Buffer, write};
 use crate::group::{Cgroup, for_each_below};
+use failpoint::step;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -92,7 +93,7 @@ impl Cgroup {
     }
 
     fn kill_process(&self, pid: i32) -> Result<()> {
-        match kill(Pid::from_raw(pid), Signal::SIGKILL) {
+        match step!("cgroup: kill process", kill(Pid::from_raw(pid), Signal::SIGKILL)) {
             Ok(()) | Err(Errno::ESRCH) => Ok(()),
             Err(source) => Err(Error::Kill { path: self.some_folder(), pid, source }),
         }

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use failpoint::step;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -99,7 +100,7 @@ impl Cache {
     pub(crate) fn sweep(&self) {
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                let _ = fs::remove_file(entry.path());
+                let _ = step!("cni cache: remove one cut short", fs::remove_file(entry.path()));
             }
         }
     }
@@ -110,19 +111,23 @@ impl Cache {
         let failed = |source| Error::Cache { action: "write", path: path.clone(), source };
         let bytes = serde_json::to_vec(entry)
             .map_err(|source| Error::Encode { what: "a cache entry", source })?;
-        fs::create_dir_all(&self.dir).map_err(failed)?;
+        step!("cni cache: make folder", fs::create_dir_all(&self.dir)).map_err(failed)?;
         // A dot, so that it is never taken for an entry.
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = self.dir.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
-        let written = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
-            .and_then(|mut file| file.write_all(&bytes))
-            .and_then(|()| fs::rename(&temporary, &path));
+        let written = step!(
+            "cni cache: write",
+            fs::OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)
+                .and_then(|mut file| file.write_all(&bytes))
+        )
+        .and_then(|()| step!("cni cache: rename", fs::rename(&temporary, &path)));
         if written.is_err() {
+            // no step: a start removes it, too.
             let _ = fs::remove_file(&temporary);
         }
         written.map_err(failed)
@@ -130,7 +135,7 @@ impl Cache {
 
     pub(crate) fn remove(&self, network: &str, container: &str, ifname: &str) -> Result<()> {
         let path = self.path(network, container, ifname);
-        match fs::remove_file(&path) {
+        match step!("cni cache: remove", fs::remove_file(&path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::Cache { action: "remove", path, source: error })
             }

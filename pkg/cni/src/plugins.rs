@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use failpoint::step;
 use nix::sys::statfs::{FsType, statfs};
 use serde_json::{Map, Value, json};
 use tracing::warn;
@@ -482,7 +483,7 @@ impl Run<'_> {
             timeout,
             leave: &self.plugins.leave,
         };
-        exec::run(call).await
+        step!("cni: run plugin", exec::run(call).await)
     }
 
     /// What the plugin reads: its configuration with the list's name and version, the result so

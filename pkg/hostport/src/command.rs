@@ -4,6 +4,7 @@ use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
+use failpoint::step;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
@@ -18,15 +19,10 @@ const KEPT: usize = 1024;
 /// Runs a tool with `input` on its standard input.
 pub(crate) async fn run(program: &'static str, args: &[&str], input: &str) -> Result<String> {
     let failed = |source| Error::Run { program, source };
-    let mut child = Command::new(program)
-        .args(args)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(failed)?;
+    let mut command = Command::new(program);
+    command.args(args).env("LC_ALL", "C").kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = step!("host ports: run tool", command.spawn()).map_err(failed)?;
     let mut stdin =
         child.stdin.take().ok_or_else(|| failed(io::Error::other("a pipe is missing")))?;
     let feed = async move {

@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 
+use failpoint::step;
 use tracing::{debug, warn};
 
 use crate::mapping::Table;
@@ -45,7 +46,7 @@ pub(crate) fn allow(table: &Table) {
         let path = format!("/proc/sys/net/ipv4/conf/{name}/route_localnet");
         let set = match fs::read_to_string(&path) {
             Ok(value) if value.trim() == "1" => Ok(()),
-            _ => fs::write(&path, "1"),
+            _ => step!("host ports: let loopback through", fs::write(&path, "1")),
         };
         if let Err(error) = set {
             warn!(path, %error, "127.0.0.1 does not lead to host ports");

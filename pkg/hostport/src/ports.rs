@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use failpoint::step;
 use tokio::sync::Mutex;
 use tracing::debug;
 
@@ -131,7 +132,7 @@ impl HostPorts {
 
     /// Makes the kernel follow `wanted`, and then `table`.
     async fn change(&self, table: &mut Table, wanted: Table) -> Result<()> {
-        self.backend.apply(&wanted).await?;
+        step!("host ports: apply", self.backend.apply(&wanted).await)?;
         localnet::allow(&wanted);
         let before = std::mem::replace(table, wanted);
         forget_flows(&before, table).await;

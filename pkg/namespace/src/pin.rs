@@ -16,6 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use failpoint::step;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{FsType, statfs};
@@ -126,10 +127,10 @@ impl Pinned {
         }
         let made = |source| Error::MakeDirectory { path: dir.to_owned(), source };
         if let Some(parent) = dir.parent() {
-            fs::create_dir_all(parent).map_err(made)?;
+            step!("namespaces: make folder of all", fs::create_dir_all(parent)).map_err(made)?;
         }
         // Not create_dir_all: what exists may be another pod's.
-        fs::create_dir(dir).map_err(made)?;
+        step!("namespaces: make folder", fs::create_dir(dir)).map_err(made)?;
         let pinned = on_thread(dir, || make(dir, request)).and_then(|made| made);
         if pinned.is_err() {
             // The first error is the one to tell; a pin that stays is found by its directory.
@@ -177,7 +178,7 @@ fn make(dir: &Path, request: &Request<'_>) -> Result<Pinned> {
         return make_owned(dir, request, users);
     }
     let flags = request.kinds.iter().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
-    unshare(flags)
+    step!("namespaces: make", unshare(flags))
         .map_err(|errno| Error::Unshare { path: dir.to_owned(), source: errno.into() })?;
     set_up(dir, request)?;
     let mut pinned = Pinned::default();
@@ -197,10 +198,10 @@ fn make(dir: &Path, request: &Request<'_>) -> Result<Pinned> {
 /// ```
 fn make_owned(dir: &Path, request: &Request<'_>, users: Users) -> Result<Pinned> {
     let flags = request.kinds.iter().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
-    let holder = hold((flags - CloneFlags::CLONE_NEWUSER).bits())
-        .map_err(|source| Error::Unshare { path: dir.to_owned(), source })?;
-    holder
-        .map(users.uids, users.gids)
+    let holder =
+        step!("namespaces: make with users", hold((flags - CloneFlags::CLONE_NEWUSER).bits()))
+            .map_err(|source| Error::Unshare { path: dir.to_owned(), source })?;
+    step!("namespaces: map users", holder.map(users.uids, users.gids))
         .map_err(|source| Error::Map { path: dir.to_owned(), source })?;
     let mut pinned = Pinned::default();
     let made = Path::new("/proc").join(holder.pid().to_string()).join("ns");
@@ -246,13 +247,13 @@ fn pin(kind: Kind, path: &Path) -> Result<()> {
 
 /// Mounts a namespace onto a new file at `path`.
 fn pin_namespace(namespace: &Path, path: &Path) -> Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o444)
-        .open(path)
-        .map_err(|source| Error::MakeFile { path: path.to_owned(), source })?;
-    mount(Some(namespace), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    step!(
+        "namespaces: make file",
+        OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)
+    )
+    .map_err(|source| Error::MakeFile { path: path.to_owned(), source })?;
+    let bind = MsFlags::MS_BIND;
+    step!("namespaces: pin", mount(Some(namespace), path, None::<&str>, bind, None::<&str>))
         .map_err(|errno| Error::Mount { path: path.to_owned(), source: errno.into() })
 }
 
@@ -266,7 +267,7 @@ const PID: &str = "pid";
 ///
 /// [`Error::MakeDirectory`], [`Error::MakeFile`], [`Error::Mount`].
 pub fn pin_pid(dir: &Path, pid: i32) -> Result<PathBuf> {
-    fs::create_dir_all(dir)
+    step!("namespaces: make folder for pid", fs::create_dir_all(dir))
         .map_err(|source| Error::MakeDirectory { path: dir.to_owned(), source })?;
     let path = dir.join(PID);
     pin_namespace(&Path::new("/proc").join(pid.to_string()).join("ns/pid"), &path)?;
@@ -293,7 +294,7 @@ pub fn remove(dir: &Path) -> Result<()> {
     }
     match first {
         Some(error) => Err(error),
-        None => gone(fs::remove_dir(dir))
+        None => gone(step!("namespaces: remove folder", fs::remove_dir(dir)))
             .map_err(|source| Error::Remove { path: dir.to_owned(), source }),
     }
 }
@@ -302,7 +303,8 @@ pub fn remove(dir: &Path) -> Result<()> {
 fn unpin(path: &Path) -> Result<()> {
     // Several may lie on top of each other; the kernel says EINVAL when none is left.
     loop {
-        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        let flags = MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW;
+        match step!("namespaces: unpin", umount2(path, flags)) {
             Ok(()) => {}
             Err(nix::Error::EINVAL | nix::Error::ENOENT | nix::Error::ENOTDIR) => break,
             Err(errno) => {
@@ -310,7 +312,8 @@ fn unpin(path: &Path) -> Result<()> {
             }
         }
     }
-    gone(fs::remove_file(path)).map_err(|source| Error::Remove { path: path.to_owned(), source })
+    gone(step!("namespaces: remove file", fs::remove_file(path)))
+        .map_err(|source| Error::Remove { path: path.to_owned(), source })
 }
 
 /// That something was not there to remove is a success.

@@ -21,6 +21,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use failpoint::step;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -169,7 +170,7 @@ impl ContainerMount {
             Some(shown) => self.lower.iter().map(|path| self.shown(&shown.0, path)).collect(),
             None => self.lower.clone(),
         };
-        self.mount_overlay(&merged, &lower)?;
+        step!("root: mount", self.mount_overlay(&merged, &lower))?;
         // Overlay has its own copies of the layers' mounts.
         shown.map_or(Ok(()), Shown::end)?;
         Ok(merged)
@@ -198,7 +199,8 @@ impl ContainerMount {
         };
         // One that is there is of a mount that was cut short.
         Shown(at.clone()).end()?;
-        fs::create_dir(&at).map_err(|e| Error::io("create", &at, e))?;
+        step!("root: make folder of layers", fs::create_dir(&at))
+            .map_err(|e| Error::io("create", &at, e))?;
         let shown = Shown(at.clone());
         let namespace = fs::File::open(&owners.namespace)
             .map_err(|e| Error::io("open", &owners.namespace, e))?;
@@ -206,7 +208,8 @@ impl ContainerMount {
         let mount =
             sys::mount::idmapped(&self.layers, namespace.as_fd()).map_err(|e| fail(&what, e))?;
         let point = open_path(&at).map_err(|e| fail("open the mount point", e.into()))?;
-        place(&mount, &point).map_err(|e| fail("put the layers in their place", e.into()))?;
+        step!("root: show layers", place(&mount, &point))
+            .map_err(|e| fail("put the layers in their place", e.into()))?;
         Ok(shown)
     }
 
@@ -224,13 +227,13 @@ impl ContainerMount {
             if mounted(&merged)? == Mounted::Nothing {
                 return Ok(());
             }
-            let unmounted = match rustix::mount::unmount(&merged, UnmountFlags::NOFOLLOW) {
-                Err(Errno::BUSY) => {
-                    let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
-                    rustix::mount::unmount(&merged, flags)
-                }
-                other => other,
-            };
+            let plain = UnmountFlags::NOFOLLOW;
+            let mut unmounted = step!("root: unmount", rustix::mount::unmount(&merged, plain));
+            if unmounted == Err(Errno::BUSY) {
+                let lazily = plain | UnmountFlags::DETACH;
+                // no step: it is as if the one above had not been refused.
+                unmounted = rustix::mount::unmount(&merged, lazily);
+            }
             match unmounted {
                 // Somebody else was faster.
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
@@ -251,7 +254,7 @@ impl ContainerMount {
         self.unmount()?;
         Shown(self.dir.join(OWNERS)).end()?;
         for name in ["merged", "work", UPPER, "lower"] {
-            tree::remove_tree(&self.dir.join(name))?;
+            step!("root: remove folder", tree::remove_tree(&self.dir.join(name)))?;
         }
         Ok(())
     }
@@ -259,7 +262,7 @@ impl ContainerMount {
     fn folders(&self) -> Result<()> {
         for name in ["work", "merged", "lower", UPPER] {
             let path = self.dir.join(name);
-            match fs::create_dir(&path) {
+            match step!("root: make folder", fs::create_dir(&path)) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
                 Err(e) => return Err(Error::io("create", &path, e)),
@@ -270,8 +273,10 @@ impl ContainerMount {
                 "work" => (0o700, (0, 0)),
                 _ => (0o755, (0, 0)),
             };
-            std::os::unix::fs::chown(&path, Some(owner.0), Some(owner.1))
-                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+            let (uid, gid) = (Some(owner.0), Some(owner.1));
+            let mode = fs::Permissions::from_mode(mode);
+            step!("root: give folder", std::os::unix::fs::chown(&path, uid, gid))
+                .and_then(|()| step!("root: set mode", fs::set_permissions(&path, mode)))
                 .map_err(|e| Error::io("change the owner of", &path, e))?;
         }
         Ok(())
@@ -384,6 +389,7 @@ impl ContainerMount {
         }
         let data = std::ffi::CString::new(data).map_err(|_| fail("set options", Errno::INVAL))?;
         let flags = self.attributes().fold(MountFlags::empty(), |all, (_, one)| all | one);
+        // no step: it is one of `mount`.
         rustix::mount::mount("overlay", merged, "overlay", flags, data.as_c_str())
             .map_err(|e| fail("mount", e))
     }
@@ -411,13 +417,13 @@ impl Shown {
     fn take_away(&self) -> Result<()> {
         let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
         loop {
-            match rustix::mount::unmount(&self.0, flags) {
+            match step!("root: hide layers", rustix::mount::unmount(&self.0, flags)) {
                 Ok(()) => {}
                 Err(Errno::INVAL | Errno::NOENT | Errno::NOTDIR) => break,
                 Err(e) => return Err(Error::Unmount { path: self.0.clone(), source: e.into() }),
             }
         }
-        match fs::remove_dir(&self.0) {
+        match step!("root: remove folder of layers", fs::remove_dir(&self.0)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io("remove", &self.0, e))
             }
@@ -437,6 +443,7 @@ impl Drop for Shown {
 /// Puts a mount that has no place yet over a folder.
 fn place(mount: &OwnedFd, point: &OwnedFd) -> rustix::io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    // no step: it is one of the callers.
     rustix::mount::move_mount(mount, "", point, "", flags)
 }
 

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use failpoint::step;
 
 /// How names of what is under way begin; opening the store removes them.
 pub(crate) const TMP_PREFIX: &str = "tmp-";
@@ -45,8 +46,7 @@ pub(crate) fn take_left(root: &Path) -> Vec<PathBuf> {
 
 /// Makes the names in a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
+    step!("store: sync folder", File::open(folder).and_then(|folder| folder.sync_all()))
         .map_err(|e| Error::io("sync", folder, e))
 }
 
@@ -58,7 +58,7 @@ pub(crate) fn make_folder(folder: &Path) -> Result<()> {
     if let Some(parent) = folder.parent() {
         make_folder(parent)?;
     }
-    match fs::create_dir(folder) {
+    match step!("store: make folder", fs::create_dir(folder)) {
         Ok(()) => {}
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && folder.is_dir() => return Ok(()),
         Err(e) => return Err(Error::io("create", folder, e)),
@@ -73,11 +73,16 @@ pub(crate) fn make_folder(folder: &Path) -> Result<()> {
 pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let tmp = tmp_path(folder);
     let path = folder.join(name);
-    let written = File::create_new(&tmp)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&tmp, &path));
+    let write = || {
+        let mut file = step!("store: make file", File::create_new(&tmp))?;
+        step!("store: write", file.write_all(bytes))?;
+        step!("store: sync", file.sync_all())?;
+        step!("store: rename", fs::rename(&tmp, &path))
+    };
+    let written = write();
     if let Err(e) = written {
         // What could not be written is of no use.
+        // no step: it is for want of a disk that this comes, and what is left is noted.
         if fs::remove_file(&tmp).is_err() {
             note_left(&tmp);
         }
@@ -89,7 +94,7 @@ pub(crate) fn write(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
 /// Removes `folder/name` durably; nothing to do if it is not there.
 pub(crate) fn remove(folder: &Path, name: &str) -> Result<()> {
     let path = folder.join(name);
-    match fs::remove_file(&path) {
+    match step!("store: remove", fs::remove_file(&path)) {
         Ok(()) => sync_folder(folder),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(Error::io("remove", &path, e)),
@@ -109,6 +114,7 @@ pub(crate) fn put_aside(path: &Path, why: &dyn std::fmt::Display) {
         if aside.symlink_metadata().is_ok() {
             continue;
         }
+        // no step: what is damaged is none of an operation's.
         match fs::rename(path, &aside) {
             Ok(()) => {
                 tracing::warn!(path = %path.display(), aside = %aside.display(), %why, "put aside");

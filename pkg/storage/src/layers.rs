@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use failpoint::step;
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -130,14 +131,15 @@ impl Store {
     /// Begins a layer.
     pub fn begin_layer(&self) -> Result<LayerWriter> {
         let path = durable::tmp_path(&self.inner.overlay);
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
+        let mut builder = fs::DirBuilder::new();
+        builder.mode(0o700);
+        step!("layer: make folder", builder.create(&path))
             .map_err(|e| Error::io("create", &path, e))?;
         let tmp = Tmp { path, armed: true };
         let diff = tmp.path.join(DIFF);
-        fs::create_dir(&diff)
-            .and_then(|()| fs::set_permissions(&diff, fs::Permissions::from_mode(0o755)))
+        let mode = fs::Permissions::from_mode(0o755);
+        step!("layer: make root", fs::create_dir(&diff))
+            .and_then(|()| step!("layer: set mode of root", fs::set_permissions(&diff, mode)))
             .map_err(|e| Error::io("create", &diff, e))?;
         Ok(LayerWriter { store: self.clone(), tmp })
     }
@@ -165,7 +167,8 @@ impl LayerWriter {
         compression: Compression,
         limits: &Limits,
     ) -> Result<Unpacked> {
-        let done = unpack::unpack(&self.tmp.path.join(DIFF), reader, compression, limits)?;
+        let diff = self.tmp.path.join(DIFF);
+        let done = step!("layer: unpack", unpack::unpack(&diff, reader, compression, limits))?;
         Ok(Unpacked {
             store: self.store,
             tmp: self.tmp,
@@ -223,11 +226,15 @@ impl Unpacked {
         let path = self.tmp.path.join(META);
         let bytes = serde_json::to_vec(&meta)
             .map_err(|source| Error::Record { path: path.clone(), source })?;
-        fs::write(&path, bytes).map_err(|e| Error::io("write", &path, e))?;
+        step!("layer: write record", fs::write(&path, bytes))
+            .map_err(|e| Error::io("write", &path, e))?;
         // Once for the whole layer: a sync of each file costs far more.
-        File::open(&self.tmp.path)
-            .and_then(|folder| rustix::fs::syncfs(&folder).map_err(Into::into))
-            .map_err(|e| Error::io("sync", &self.tmp.path, e))?;
+        step!(
+            "layer: sync",
+            File::open(&self.tmp.path)
+                .and_then(|folder| rustix::fs::syncfs(&folder).map_err(Into::into))
+        )
+        .map_err(|e| Error::io("sync", &self.tmp.path, e))?;
         let meta = self.publish(meta)?;
         durable::sync_folder(&overlay)?;
         Ok(meta)
@@ -241,17 +248,15 @@ impl Unpacked {
             return Ok(there.clone());
         }
         let cwd = rustix::fs::CWD;
-        let renamed = match rustix::fs::renameat_with(
-            cwd,
-            &self.tmp.path,
-            cwd,
-            &target,
-            RenameFlags::NOREPLACE,
-        ) {
+        let rename = || {
+            // no step: it is one below.
+            rustix::fs::renameat_with(cwd, &self.tmp.path, cwd, &target, RenameFlags::NOREPLACE)
+        };
+        let renamed = match step!("layer: publish", rename()) {
             // The store does not know it, so it is of no use.
             Err(Errno::EXIST) => {
                 durable::put_aside(&target, &"a layer that the store does not know");
-                rustix::fs::renameat_with(cwd, &self.tmp.path, cwd, &target, RenameFlags::NOREPLACE)
+                rename()
             }
             other => other,
         };

@@ -9,6 +9,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use failpoint::step;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
@@ -116,22 +117,25 @@ pub fn replace_in_root(root: &Path, path: &str, bytes: &[u8]) -> Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::from_raw_mode(0o600);
         let open = || rustix::fs::openat(&parent, new.as_str(), flags, mode);
-        let file = match open() {
+        let file = match step!("in root: make file", open()) {
             // An attempt before this one ended half way.
             Err(Errno::EXIST) => {
+                // no step: nobody replaces twice what belongs to a container that is being made.
                 rustix::fs::unlinkat(&parent, new.as_str(), AtFlags::empty())?;
                 open()?
             }
             other => other?,
         };
         let mut file = File::from(file);
-        file.write_all(bytes)?;
+        step!("in root: write", file.write_all(bytes))?;
         let (uid, gid) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
-        rustix::fs::fchown(&file, Some(uid), Some(gid))?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(old.st_mode & 0o7777))?;
-        Ok(rustix::fs::renameat(&parent, new.as_str(), &parent, name)?)
+        step!("in root: give file", rustix::fs::fchown(&file, Some(uid), Some(gid)))?;
+        let mode = Mode::from_raw_mode(old.st_mode & 0o7777);
+        step!("in root: set mode of file", rustix::fs::fchmod(&file, mode))?;
+        Ok(step!("in root: rename", rustix::fs::renameat(&parent, new.as_str(), &parent, name))?)
     };
     write().map_err(|e| {
+        // no step: it goes with the root.
         let _ = rustix::fs::unlinkat(&parent, new.as_str(), AtFlags::empty());
         fail("replace", e)
     })
@@ -151,12 +155,16 @@ pub fn ensure_dir_in_root(
     let top = open_root(root)?;
     let fail = |(op, e): (&'static str, Errno)| in_root(op, root, path, e);
     let make = |at: &OwnedFd, part: &[u8]| {
-        rustix::fs::mkdirat(at, part, Mode::from_raw_mode(0o700)).map_err(|e| ("create", e))?;
+        let mode700 = Mode::from_raw_mode(0o700);
+        step!("in root: make folder", rustix::fs::mkdirat(at, part, mode700))
+            .map_err(|e| ("create", e))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let new = rustix::fs::openat(at, part, flags, Mode::empty()).map_err(|e| ("open", e))?;
-        rustix::fs::fchown(&new, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        step!("in root: give folder", rustix::fs::fchown(&new, uid, gid))
             .map_err(|e| ("change the owner of", e))?;
-        rustix::fs::fchmod(&new, Mode::from_raw_mode(mode & 0o7777))
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        step!("in root: set mode of folder", rustix::fs::fchmod(&new, mode))
             .map_err(|e| ("change the mode of", e))
     };
     let open = |path: &[u8]| open_in_root(&top, path, OFlags::PATH | OFlags::DIRECTORY);

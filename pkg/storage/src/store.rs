@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use failpoint::step;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
@@ -249,7 +250,7 @@ impl Store {
         for layer in doomed {
             let from = self.inner.overlay.join(layer.chain_id.hex());
             let to = durable::tmp_path(&self.inner.overlay);
-            match fs::rename(&from, &to) {
+            match step!("layer: move away", fs::rename(&from, &to)) {
                 Ok(()) => trees.push(to),
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(Error::io("remove", &from, e)),
@@ -262,7 +263,7 @@ impl Store {
         // Under the same lock: a pin of a pull that begins now comes before or after all of it.
         for digest in unneeded {
             let path = self.inner.content.join(digest.hex());
-            match fs::remove_file(&path) {
+            match step!("store: remove content", fs::remove_file(&path)) {
                 Ok(()) => collected.content += 1,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(Error::io("remove", &path, e)),
@@ -279,7 +280,7 @@ impl Store {
         durable::sync_folder(&self.inner.overlay)?;
         let mut first = Ok(());
         for path in trees {
-            if let Err(e) = tree::remove_tree(&path) {
+            if let Err(e) = step!("layer: remove", tree::remove_tree(&path)) {
                 durable::note_left(&path);
                 if first.is_ok() {
                     first = Err(e);
@@ -330,6 +331,7 @@ impl Drop for Pin {
 fn lock(root: &Path) -> Result<File> {
     let path = root.join("lock");
     let file = File::options()
+        // no step: whether it is there says nothing.
         .create(true)
         .truncate(false)
         .write(true)
@@ -347,7 +349,7 @@ fn remove_stale(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
         let entry = entry.map_err(|e| Error::io("list", folder, e))?;
         if entry.file_name().as_encoded_bytes().starts_with(TMP_PREFIX.as_bytes())
-            && let Err(e) = tree::remove_tree(&entry.path())
+            && let Err(e) = step!("store: remove one cut short", tree::remove_tree(&entry.path()))
         {
             // It is in nobody's way.
             durable::note_left(&entry.path());

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use failpoint::step;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
@@ -85,6 +86,7 @@ impl Frame {
 
 /// Deletes `name` in an open directory. EXDEV or EBUSY if something is mounted there.
 pub(crate) fn remove_at(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<()> {
+    // no step: it is one of the callers.
     match rustix::fs::unlinkat(parent.as_fd(), name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         // Linux says EISDIR, POSIX EPERM.
@@ -103,7 +105,8 @@ pub(crate) fn remove_at(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<()
             }
             let dir = &stack[depth].dir;
             if entry.file_type() != FileType::Directory {
-                match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+                match step!("tree: remove file", rustix::fs::unlinkat(dir, name, AtFlags::empty()))
+                {
                     Ok(()) | Err(Errno::NOENT) => continue,
                     // It has become one, or the file system does not tell types.
                     Err(Errno::ISDIR) => {}
@@ -124,7 +127,10 @@ pub(crate) fn remove_at(parent: impl AsFd, name: &[u8]) -> rustix::io::Result<()
             Some(above) => stack[above].dir.as_fd(),
             None => parent.as_fd(),
         };
-        match rustix::fs::unlinkat(above, stack[depth].name.as_slice(), AtFlags::REMOVEDIR) {
+        let own = stack[depth].name.as_slice();
+        let removed =
+            step!("tree: remove folder", rustix::fs::unlinkat(above, own, AtFlags::REMOVEDIR));
+        match removed {
             Ok(()) | Err(Errno::NOENT) => {
                 stack.pop();
             }
@@ -145,6 +151,7 @@ fn move_up(dir: &OwnedFd, name: &[u8], top: &OwnedFd, moved: &mut u64) -> rustix
     loop {
         *moved += 1;
         let free = format!(".deep-{moved}");
+        // no step: a removal that is begun again does the same.
         match rustix::fs::renameat(dir, name, top, free.as_str()) {
             Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
             other => return other,

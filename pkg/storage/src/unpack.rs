@@ -30,6 +30,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::rc::Rc;
 
+use failpoint::step;
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Uid, XattrFlags, fchmod, fchown, futimens,
 };
@@ -127,7 +128,8 @@ pub(crate) fn unpack_archive(
         if unpacker.written.entries > limits.max_entries {
             return Err(Error::TooManyEntries { limit: limits.max_entries });
         }
-        unpacker.entry(&header, &mut archive).map_err(|failure| match failure {
+        let made = step!("layer: entry", unpacker.entry(&header, &mut archive));
+        made.map_err(|failure| match failure {
             Failure::Entry(problem) => Error::entry(&header.path, problem),
             Failure::Layer(error) => error,
         })?;

@@ -14,6 +14,7 @@
 //! whose processes they are, can be told from those of others.
 
 mod cri;
+mod failpoints;
 mod leaks;
 mod logs;
 mod net;
@@ -33,6 +34,7 @@ use nix::unistd::Pid;
 use sys::seqpacket::Conn;
 
 pub use cri::{Answer, Cri, EXITED, NOT_READY, READY, RUNNING, UNKNOWN, block, container};
+pub use failpoints::{Hit, Point};
 pub use leaks::{cgroup_members, processes};
 pub use logs::{lines, numbers};
 pub use net::Net;
@@ -60,6 +62,8 @@ pub struct Options {
     pub portmap: bool,
     /// With it criod is this program and not the one under test.
     pub criod: Option<PathBuf>,
+    /// With it criod is the one that can be killed at each durable step.
+    pub failpoints: bool,
     /// With it runc is the one that tests/setup/install builds, which has user namespaces.
     pub new_runc: bool,
 }
@@ -103,7 +107,7 @@ impl Data {
 }
 
 /// The program that tests/setup/install builds.
-fn new_runc() -> String {
+pub fn new_runc() -> String {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../setup/runc/path");
     let said = Command::new(script).output().unwrap();
     let path = String::from_utf8(said.stdout).unwrap().trim().to_owned();
@@ -155,11 +159,12 @@ impl Criod {
         // The root of a pod with a user namespace of its own passes through it.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).unwrap();
         let tag = dir.file_name().unwrap().to_str().unwrap().to_owned();
-        for name in ["root", "run", "logs", "cni", "plugins", "none", "registry"] {
+        for name in ["root", "run", "logs", "cni", "plugins", "none", "registry", "failpoints"] {
             fs::create_dir(dir.join(name)).unwrap();
         }
         fs::write(dir.join("crio.conf"), "").unwrap();
-        let criod = options.criod.clone().unwrap_or_else(|| program("criod"));
+        let name = if options.failpoints { "criod-failpoints" } else { "criod" };
+        let criod = options.criod.clone().unwrap_or_else(|| program(name));
         symlink(criod, dir.join("criod")).unwrap();
         let data = data();
         symlink(data.dir.path(), dir.join("registry/data")).unwrap();
@@ -239,6 +244,9 @@ impl Criod {
         let dir = self.dir.to_string_lossy();
         command.args(self.options.args.iter().map(|a| a.replace("DIR", &dir)));
         command.envs(self.options.env.iter().map(|(k, v)| (k, v.replace("DIR", &dir))));
+        if self.options.failpoints {
+            command.env("FAILPOINTS", at("failpoints"));
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         command.process_group(0);
         command

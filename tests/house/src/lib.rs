@@ -5,12 +5,14 @@
 //! cargo tree ─────────────────────────────► arrows::closure what must not be linked into a monitor
 //! Cargo.toml files ───────────────────────► manifest::check lints and versions are the workspace's
 //! git ls-files ───────────────────────────► tidy::check     what every file looks like
+//!                                        └► steps::check    what writes is a point that tests kill at
 //! ```
 //! Nothing here reads the machine; `main` does. So each rule is tested on made-up input that breaks
 //! it.
 
 pub mod arrows;
 pub mod manifest;
+pub mod steps;
 pub mod tidy;
 pub mod workspace;
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use house::workspace::Workspace;
-use house::{Finding, arrows, manifest, tidy};
+use house::{Finding, arrows, manifest, steps, tidy};
 
 fn main() -> ExitCode {
     match findings() {
@@ -48,11 +48,19 @@ fn findings() -> Result<Vec<Finding>, String> {
     }
     let files = ["-C", &root, "ls-files", "-z", "--cached", "--others", "--exclude-standard"];
     let files = String::from_utf8_lossy(&run("git", &files)?).into_owned();
+    let mut all_steps = Vec::new();
     for path in files.split_terminator('\0') {
         // Not there: removed, and not yet said so to git.
         let Ok(text) = std::fs::read(Path::new(&root).join(path)) else { continue };
         findings.extend(tidy::check(path, &text));
+        if let Ok(text) = std::str::from_utf8(&text)
+            && steps::concerns(path)
+        {
+            findings.extend(steps::check(path, text));
+            all_steps.extend(steps::steps(path, text));
+        }
     }
+    findings.extend(steps::check_names(all_steps));
     if files.is_empty() {
         return Err("git knows of no files here".into());
     }

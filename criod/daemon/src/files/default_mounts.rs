@@ -16,6 +16,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use criod_config::Config;
+use failpoint::step;
 use oci::MountInput;
 use tracing::info;
 
@@ -61,7 +62,8 @@ pub(crate) fn default_mounts(config: &Config, run: &Path) -> Result<Vec<MountInp
             Ok(_) => {}
         }
         if let Some(parent) = to.parent() {
-            fs::create_dir_all(parent).map_err(Error::file("create", parent))?;
+            step!("default mounts: make folder", fs::create_dir_all(parent))
+                .map_err(Error::file("create", parent))?;
         }
         copy.all(&host, &to, 0).map_err(Error::file("copy the default mount", &host))?;
         mounts.push(MountInput {
@@ -106,7 +108,7 @@ impl Copy {
             None => return too_much("many files"),
         };
         if meta.is_dir() {
-            fs::create_dir(to)?;
+            step!("default mounts: make folder in one", fs::create_dir(to))?;
             for entry in fs::read_dir(from)? {
                 let name = entry?.file_name();
                 self.all(&from.join(&name), &to.join(&name), depth + 1)?;
@@ -118,12 +120,20 @@ impl Copy {
                 Some(left) => left,
                 None => return too_much("large"),
             };
-            let new = fs::File::options().write(true).create_new(true).mode(0o600).open(to);
-            new?.write_all(&bytes)?;
+            step!(
+                "default mounts: write",
+                fs::File::options()
+                    .write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(to)
+                    .and_then(|mut f| f.write_all(&bytes))
+            )?;
         } else {
             return Ok(());
         }
-        fs::set_permissions(to, fs::Permissions::from_mode(meta.permissions().mode() & 0o7777))
+        let mode = fs::Permissions::from_mode(meta.permissions().mode() & 0o7777);
+        step!("default mounts: set mode", fs::set_permissions(to, mode))
     }
 }
 

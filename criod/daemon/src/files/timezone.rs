@@ -15,6 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, Kind, Result};
+use failpoint::step;
 
 /// More than any zone's file has, in bytes.
 const LARGEST: u64 = 1 << 20;
@@ -63,12 +64,20 @@ fn put(id: &str, zone: &[u8], rootfs: &Path) -> Result<()> {
     // By the open folder: no link of the image leads elsewhere.
     let path = PathBuf::from(format!("/proc/self/fd/{}/localtime", etc.as_raw_fd()));
     let failed = |e| Error::file("write", rootfs.join("etc/localtime"))(e);
-    match fs::remove_file(&path) {
+    match step!("timezone: remove old", fs::remove_file(&path)) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
         _ => {}
     }
-    let new = fs::File::options().write(true).create_new(true).mode(0o644).open(&path);
-    new.and_then(|mut f| f.write_all(zone)).map_err(failed)
+    step!(
+        "timezone: write",
+        fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&path)
+            .and_then(|mut f| f.write_all(zone))
+    )
+    .map_err(failed)
 }
 
 #[cfg(test)]

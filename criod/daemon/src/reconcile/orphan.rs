@@ -124,6 +124,7 @@ fn unmount_below(dirs: &[PathBuf]) -> Result<()> {
     const TABLE: &str = "/proc/self/mountinfo";
     let table = std::fs::read_to_string(TABLE).map_err(Error::file("read", TABLE))?;
     for point in mount_points(&table, dirs).iter().rev() {
+        // no step: what is still there is found again.
         match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             // It went with one that it was below.
             Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}

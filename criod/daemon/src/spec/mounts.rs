@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use api_cri::v1::{Mount, MountPropagation, NamespaceMode};
+use failpoint::step;
 use oci::users::ResolvedUser;
 use oci::{MountInput, MountKind, Propagation};
 
@@ -195,7 +196,8 @@ impl Request<'_> {
 
     fn make(&self, host_path: &str) -> Result<()> {
         match self.node.bind_mount_prefix.as_str() {
-            "" => fs::create_dir_all(host_path).map_err(Error::file("create", host_path)),
+            "" => step!("container: make host path", fs::create_dir_all(host_path))
+                .map_err(Error::file("create", host_path)),
             prefix => storage::ensure_dir_in_root(Path::new(prefix), host_path, 0o755, 0, 0)
                 .map(drop)
                 .map_err(|source| {

@@ -13,6 +13,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use criod_config::ImageVolumes;
+use failpoint::step;
 use oci::MountInput;
 use tracing::warn;
 
@@ -74,12 +75,14 @@ impl Declared<'_> {
         // Also the place that it is mounted at.
         let place = fs::File::from(self.make(path)?);
         let source = self.dir.join("volumes").join(number.to_string());
-        fs::create_dir_all(&source).map_err(Error::file("create", &source))?;
+        step!("declared volume: make folder", fs::create_dir_all(&source))
+            .map_err(Error::file("create", &source))?;
         place
             .metadata()
             .and_then(|m| {
-                chown(&source, Some(m.uid()), Some(m.gid()))?;
-                fs::set_permissions(&source, fs::Permissions::from_mode(m.mode() & 0o7777))
+                let mode = fs::Permissions::from_mode(m.mode() & 0o7777);
+                step!("declared volume: give", chown(&source, Some(m.uid()), Some(m.gid())))?;
+                step!("declared volume: set mode", fs::set_permissions(&source, mode))
             })
             .map_err(Error::file("protect", &source))?;
         Ok(MountInput {
