@@ -228,29 +228,3 @@ async fn a_mirror_with_a_damaged_layer_is_passed_by() {
     assert_eq!(bench.images.status(&name).unwrap().layers.len(), 2);
     bench.nothing_under_way();
 }
-
-#[tokio::test(start_paused = true)]
-async fn what_the_process_before_left_is_collected_later() {
-    for keep in [true, false] {
-        let bench = Bench::new();
-        let store = bench.images.store();
-        // As a removal leaves it that was cut short.
-        let left = storage::Digest::of(b"left");
-        store.put_content(&left, b"left").unwrap();
-        bench.images.collect_later(move || keep);
-        tokio::time::sleep(Duration::from_secs(590)).await;
-        assert!(store.get_content(&left).unwrap().is_some());
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        // The work is a thread's, which knows nothing of this clock.
-        let mut there = true;
-        for _ in 0..if keep { 1 } else { 1000 } {
-            there = store.get_content(&left).unwrap().is_some();
-            if !there {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(there, keep);
-    }
-}
