@@ -23,6 +23,7 @@ use crate::error::{Error, Kind, Result};
 use crate::keeper::{self, Keeper};
 use crate::network::Network;
 use crate::node::{Node, Ops, Paths, new_id};
+use crate::service_manager::notify;
 use crate::streaming::{self, Streams};
 use crate::{recover, server, userns};
 
@@ -227,21 +228,5 @@ fn images(config: &Config) -> criod_images::Options {
         pull_progress_timeout: Some(config.pull_progress_timeout),
         pinned: config.pinned_images.iter().chain(pause).cloned().collect(),
         ..criod_images::Options::default()
-    }
-}
-
-/// Tells the service manager, where there is one.
-fn notify(state: &str) {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|s| match socket.to_str() {
-        Some(name) if name.starts_with('@') => {
-            use std::os::linux::net::SocketAddrExt;
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(&name[1..])?;
-            s.send_to_addr(state.as_bytes(), &address)
-        }
-        _ => s.send_to(state.as_bytes(), &socket),
-    });
-    if let Err(e) = sent {
-        warn!("notify the service manager: {e}");
     }
 }

@@ -8,6 +8,7 @@
 //! |--------------|----------------------------------------------------------------------------|
 //! | `daemon`     | from start to end                                                          |
 //! | `server`     | the socket: gRPC, and `inspect` over HTTP/1                                |
+//! | `service_manager` | readiness, the watchdog and sockets of systemd                        |
 //! | `cri`        | the CRI service: the only place that answers in its types                  |
 //! | `node`       | all that is known, and the indexes over it                                 |
 //! | `pods`       | a pod sandbox's life                                                       |
@@ -55,6 +56,7 @@ mod pods;
 mod record;
 mod recover;
 mod server;
+mod service_manager;
 mod spec;
 mod stats;
 mod streaming;
