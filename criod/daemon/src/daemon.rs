@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, RwLock};
@@ -23,7 +24,7 @@ use crate::error::{Error, Kind, Result};
 use crate::keeper::{self, Keeper};
 use crate::network::Network;
 use crate::node::{Node, Ops, Paths, new_id};
-use crate::service_manager::notify;
+use crate::service_manager::{feed_watchdog, notify};
 use crate::streaming::{self, Streams};
 use crate::{recover, server, userns};
 
@@ -35,8 +36,8 @@ const SHARES: u64 = 10_240;
 /// The cgroup of the processes that face the network.
 const STREAMS: &str = "/criod-streams";
 
-/// Runs the daemon until it is told to end.
-pub(crate) async fn run(config: Config) -> Result<()> {
+/// Runs the daemon until it is told to end. `socket`: the CRI's, where a service manager has opened it.
+pub(crate) async fn run(config: Config, socket: Option<UnixListener>) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::system("handle SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::system("handle SIGINT"))?;
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::system("handle SIGHUP"))?;
@@ -48,7 +49,7 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     let listen = config.listen.clone();
     let (node, streaming) = build(config).await?;
     recover::load(&node).await?;
-    let listener = server::listen(&listen, &node.keeper).await?;
+    let listener = server::listen(&listen, &node.keeper, socket).await?;
     recover::resume(&node).await;
     // Asked ahead, so that the first Status need not wait.
     let asked = Arc::clone(&node);
@@ -59,6 +60,8 @@ pub(crate) async fn run(config: Config) -> Result<()> {
     tokio::spawn(streaming::serve(Arc::clone(&node), streaming));
     server::announce(&listen);
     notify("READY=1");
+    let lock = node.paths.run.join("lock");
+    tokio::spawn(feed_watchdog(listen, node._lock.metadata(), lock));
     tokio::select! {
         () = server::serve(Arc::clone(&node), listener) => {}
         _ = terminate.recv() => info!("SIGTERM"),

@@ -151,11 +151,19 @@ fn daemon(matches: &ArgMatches) -> ExitCode {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    // Another start would be given the same.
+    let socket = match service_manager::socket(&loaded.config.listen, &variable) {
+        Ok(socket) => socket,
+        Err(e) => {
+            error!("{}", error::chain(&e));
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(e) => return fail(&format!("cannot start: {e}"), 1),
     };
-    let result = runtime.block_on(daemon::run(loaded.config));
+    let result = runtime.block_on(daemon::run(loaded.config, socket));
     // Operations in flight go on from their records when the next criod starts.
     runtime.shutdown_background();
     match result {

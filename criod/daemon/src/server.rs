@@ -32,13 +32,26 @@ use crate::node::Node;
 /// After an accept that failed for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The listening socket at `path`: the one that the keeper holds, else a new one, mode 0660.
-pub(crate) async fn listen(path: &Path, keeper: &Keeper) -> Result<UnixListener> {
+/// The listening socket at `path`: the one that the keeper holds, else the `passed` one, else a new one,
+/// mode 0660.
+pub(crate) async fn listen(
+    path: &Path,
+    keeper: &Keeper,
+    passed: Option<StdListener>,
+) -> Result<UnixListener> {
     // The socket is told by its file: whoever removed or replaced that has cut the way to it.
     let name = file_of(path).unwrap_or_default();
-    let listener = match keeper.listener("listener ", &name).await? {
-        Some(held) => StdListener::from(held),
-        None => bind(path).map_err(Error::file("listen at", path))?,
+    let listener = match (keeper.listener("listener ", &name).await?, passed) {
+        // Where both have one it is the same, unless the file of the passed one has been replaced.
+        (Some(held), _) => StdListener::from(held),
+        (None, Some(passed)) if !name.is_empty() => passed,
+        (None, passed) => {
+            if passed.is_some() {
+                let path = path.display();
+                warn!("{path} has been removed: restart criod.socket once criod is stopped");
+            }
+            bind(path).map_err(Error::file("listen at", path))?
+        }
     };
     let spare = listener.as_fd().try_clone_to_owned().map_err(Error::file("listen at", path))?;
     if let Some(name) = file_of(path) {
