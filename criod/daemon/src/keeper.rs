@@ -23,6 +23,9 @@ use crate::node::lock;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a keeper that was started may take to listen.
 const START: Duration = Duration::from_secs(5);
+/// How long a service manager is given to start the one that it runs. Two keepers would take each other's
+/// place, and monitors be forked outside the cgroup of its service.
+const MANAGED: Duration = Duration::from_secs(3);
 /// How long the thread that watches the keeper sleeps at a time.
 const IDLE: Duration = Duration::from_secs(3600);
 /// After a keeper that could not be started.
@@ -237,8 +240,17 @@ impl Inner {
         {
             return Ok(conn);
         }
+        if sys::notify::wanted()
+            && let Ok(conn) = self.connect_within(MANAGED)
+        {
+            return Ok(conn);
+        }
         self.spawn()?;
-        let end = std::time::Instant::now() + START;
+        self.connect_within(START)
+    }
+
+    fn connect_within(&self, limit: Duration) -> io::Result<Conn> {
+        let end = std::time::Instant::now() + limit;
         loop {
             match Conn::connect(&self.options.socket, PATIENCE) {
                 Ok(conn) => return Ok(conn),

@@ -18,7 +18,7 @@ use std::fs::Metadata;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,16 +35,7 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 
 /// Tells the service manager, where there is one.
 pub(crate) fn notify(state: &str) {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = UnixDatagram::unbound().and_then(|s| match socket.to_str() {
-        Some(name) if name.starts_with('@') => {
-            use std::os::linux::net::SocketAddrExt;
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(&name[1..])?;
-            s.send_to_addr(state.as_bytes(), &address)
-        }
-        _ => s.send_to(state.as_bytes(), &socket),
-    });
-    if let Err(e) = sent {
+    if let Err(e) = sys::notify::notify(state) {
         warn!("notify the service manager: {e}");
     }
 }

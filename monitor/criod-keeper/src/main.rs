@@ -36,7 +36,14 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    match server::Keeper::new(&options).and_then(|mut k| k.run()) {
+    let served = server::Keeper::new(&options).and_then(|mut keeper| {
+        // Whoever is started after this finds the socket.
+        if let Err(e) = sys::notify::notify("READY=1") {
+            eprintln!("criod-keeper: tell the service manager: {e}");
+        }
+        keeper.run()
+    });
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("criod-keeper: {}: {e}", options.socket.display());
