@@ -16,9 +16,10 @@ check "the container goes on" goes_on one "$one"
 
 # A plugin that hangs: the network is not criod's to heal.
 mkdir -p /opt/vm/cni
-printf '#!/bin/sh\n[ "$CNI_COMMAND" = VERSION ] && echo "{\\"cniVersion\\":\\"1.0.0\\",\\"supportedVersions\\":[\\"1.0.0\\"]}" && exit\nexec sleep 1000\n' >/opt/vm/cni/hangs
+printf '#!/bin/sh\n[ "$CNI_COMMAND" = VERSION ] && echo "{\\"cniVersion\\":\\"1.0.0\\",\\"supportedVersions\\":[\\"1.0.0\\"]}" && exit\n[ ! -e /run/vm-hangs ] || exec sleep 3000\n' >/opt/vm/cni/hangs
 chmod 755 /opt/vm/cni/hangs
 printf '{"cniVersion":"1.0.0","name":"hangs","plugins":[{"type":"hangs"}]}\n' >/etc/cni/net.d/01-hangs.conflist
+touch /run/vm-hangs
 sleep 1
 before=$(main_pid) many=$(restarts)
 criod run --detach --name stuck $IMAGE -- true >/dev/null 2>&1 &
@@ -28,8 +29,8 @@ check "a pod whose plugin hangs is not there yet" kill -0 $stuck
 check "criod is the same process, which a watchdog has not ended" equal "$(main_pid) $(restarts)" "$before $many"
 check "other calls are answered" criod exec one true
 kill $stuck
-rm /etc/cni/net.d/01-hangs.conflist
-pkill -x -f 'sleep 1000'
+rm /etc/cni/net.d/01-hangs.conflist /run/vm-hangs
+pkill -x -f 'sleep 3000'
 
 mv /etc/cni/net.d /etc/cni/away
 mkdir /etc/cni/net.d
