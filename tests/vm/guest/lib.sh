@@ -15,6 +15,7 @@ SPECS="Resources|OutOfMemory|Stats|StopContainer(Kills|EndsTheWhole)|ExecIsIn|Po
 
 stty -F /dev/ttyS1 raw -echo 2>/dev/null
 exec 3>/dev/ttyS1
+mkdir -p /var/log/vm
 
 say() { printf '# %s\n' "$*" >&3; }
 # Runs a command, which is to succeed; says what that shows.
