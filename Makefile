@@ -20,7 +20,7 @@ INSTALL := install
 
 .DELETE_ON_ERROR:
 .PHONY: help build monitors daemon failpoints install demo test lint fmt-check clippy house deny \
-	unit e2e conformance kubernetes bench bench-memory setup clean
+	unit e2e conformance kubernetes vm bench bench-memory setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | \
@@ -117,6 +117,10 @@ conformance: build ## Specs of the CRI, driven by the kubelet's client library
 
 kubernetes: build ## Pods of a real kubelet, alone and joined to an API server, with kubectl
 	@tests/setup/kubernetes
+
+vm: build ## Debian with systemd and pure cgroup version 2, in a virtual machine
+	@tests/setup/install vm
+	@tests/vm/run $(VM_PARTS)
 
 bench-memory: build ## The memory of monitors and daemon against their promises
 	@tests/setup/bench memory

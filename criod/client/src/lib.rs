@@ -45,14 +45,18 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
+use api_cri::v1::VersionRequest;
 use clap::{ArgMatches, Command, FromArgMatches as _, Subcommand as _};
 
 use args::Verb;
 use connect::Client;
 use console::Console;
 use error::{Error, Result};
+use resolve::World;
 
 /// The socket that is asked when nothing else is said.
 pub const DEFAULT_ENDPOINT: &str = "unix:///run/crio/crio.sock";
@@ -82,6 +86,18 @@ pub fn commands() -> Vec<Command> {
 /// returns. Needs a tokio runtime with I/O and time.
 pub async fn run(matches: &ArgMatches, endpoint: &str) -> ExitCode {
     ExitCode::from(execute(matches, endpoint, &mut Console::stdio()).await)
+}
+
+/// Asks the runtime at a socket for its version and all its pods and containers: whether it answers at
+/// all. Each step may take as long as `limit`.
+pub async fn probe(socket: &Path, limit: Duration) -> std::io::Result<()> {
+    let asked = async {
+        let client = Client::connect(&socket.to_string_lossy(), Some(limit)).await?;
+        let mut runtime = client.runtime();
+        client.quick("ask for the version", runtime.version(VersionRequest::default())).await?;
+        World::load(&client).await.map(drop)
+    };
+    asked.await.map_err(std::io::Error::other)
 }
 
 /// [`run`], on a console of the caller's.

@@ -35,6 +35,7 @@ use crate::keeper::{self, Keeper};
 use crate::network::Network;
 use crate::node::{Node, Ops, Paths, lock, new_id, on_disk};
 use crate::server::Server;
+use crate::service_manager::{feed_watchdog, notify};
 use crate::streaming::{self, Streams};
 use crate::succeed::{Candidate, Heir, Program};
 use crate::{recover, server, userns};
@@ -137,26 +138,28 @@ pub(crate) async fn run(
     work: Runtime,
     program: Program,
     heir: Option<Heir>,
+    passed: Option<std::os::unix::net::UnixListener>,
 ) -> Result<()> {
     let work = Work(Some(work));
     let mut signals = Signals::new()?;
-    let mut given = None;
+    let mut socket = passed.map_or(server::Socket::None, server::Socket::Passed);
     if let Some(heir) = &heir {
         if let Err(e) = check(&config) {
             heir.refuse(&e.chain());
             return Err(e);
         }
-        given = tokio::select! {
+        let given = tokio::select! {
             given = heir.wait(&config) => given?,
             () = signals.ends.told() => return Ok(()),
         };
-        if given.is_none() {
+        let Some((name, given)) = given else {
             info!("not needed as a successor");
             return Ok(());
-        }
+        };
+        socket = server::Socket::Given(name, given);
     }
     let serving = tokio::select! {
-        done = work.spawn(start(config, given)) => done?,
+        done = work.spawn(start(config, socket)) => done?,
         () = signals.ends.told() => return Ok(()),
     };
     let listener = serving.listener.try_clone().and_then(UnixListener::from_std);
@@ -166,9 +169,12 @@ pub(crate) async fn run(
     let accepting = Attached(tokio::spawn(server.serve(listener)));
     server::announce(&serving.node.config.listen);
     notify("READY=1");
+    let (listen, lock) = (&serving.node.config.listen, serving.node.paths.run.join("lock"));
+    let fed = feed_watchdog(listen.clone(), serving.lock.metadata(), lock);
+    let fed = Attached(tokio::spawn(fed));
     let successor = succeeded(&mut signals, &program, &serving.node, heir).await;
     // Whoever connects from here on waits in the socket for the next one.
-    drop(accepting);
+    drop((accepting, fed));
     let mut done = Ok(());
     if let Some(successor) = successor {
         stages.set(Stage::HandingOver);
@@ -298,11 +304,11 @@ async fn forget_output(node: Arc<Node>) {
 }
 
 /// From the configuration to a node that is ready to be served.
-async fn start(config: Config, given: Option<(String, OwnedFd)>) -> Result<Serving> {
+async fn start(config: Config, socket: server::Socket) -> Result<Serving> {
     check(&config)?;
     let (node, streaming, lock) = build(config).await?;
     recover::load(&node).await?;
-    let listener = server::listen(&node.config.listen, &node.keeper, given).await?;
+    let listener = server::listen(&node.config.listen, &node.keeper, socket).await?;
     recover::resume(&node).await;
     // Asked ahead, so that the first Status need not wait.
     let asked = Arc::clone(&node);
@@ -495,21 +501,5 @@ fn images(config: &Config) -> criod_images::Options {
         pull_progress_timeout: Some(config.pull_progress_timeout),
         pinned: config.pinned_images.iter().chain(pause).cloned().collect(),
         ..criod_images::Options::default()
-    }
-}
-
-/// Tells the service manager, where there is one.
-fn notify(state: &str) {
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|s| match socket.to_str() {
-        Some(name) if name.starts_with('@') => {
-            use std::os::linux::net::SocketAddrExt;
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(&name[1..])?;
-            s.send_to_addr(state.as_bytes(), &address)
-        }
-        _ => s.send_to(state.as_bytes(), &socket),
-    });
-    if let Err(e) = sent {
-        warn!("notify the service manager: {e}");
     }
 }

@@ -28,6 +28,9 @@ const UPGRADE: Duration = Duration::from_secs(15);
 const START: Duration = Duration::from_secs(5);
 /// How long a keeper that was started just now may take to answer before it is looked for again.
 const GREETING: Duration = Duration::from_millis(500);
+/// How long a service manager is given to start the one that it runs. Two keepers would take each other's
+/// place, and monitors be forked outside the cgroup of its service.
+const MANAGED: Duration = Duration::from_secs(3);
 /// How long the thread that watches the keeper sleeps at a time.
 const IDLE: Duration = Duration::from_secs(3600);
 /// After a keeper that could not be started.
@@ -248,8 +251,17 @@ impl Inner {
         {
             return Ok(conn);
         }
+        if sys::notify::wanted()
+            && let Ok(conn) = self.connect_within(MANAGED)
+        {
+            return Ok(conn);
+        }
         self.spawn()?;
-        let end = std::time::Instant::now() + START;
+        self.connect_within(START)
+    }
+
+    fn connect_within(&self, limit: Duration) -> io::Result<Conn> {
+        let end = std::time::Instant::now() + limit;
         // One that is stopped has its socket there until the new one listens in its place.
         let answering = || {
             let conn = Conn::connect(&self.options.socket, GREETING)?;

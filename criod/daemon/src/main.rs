@@ -10,6 +10,7 @@
 //! | `server`     | the socket: gRPC, and `inspect` over HTTP/1                                |
 //! | `end`        | the end of serving: every call is answered                                 |
 //! | `succeed`    | a reload: one criod after another                                          |
+//! | `service_manager` | readiness, the watchdog and sockets of systemd                        |
 //! | `cri`        | the CRI service: the only place that answers in its types                  |
 //! | `node`       | all that is known, and the indexes over it                                 |
 //! | `pods`       | a pod sandbox's life                                                       |
@@ -61,6 +62,7 @@ mod reconcile;
 mod record;
 mod recover;
 mod server;
+mod service_manager;
 mod spec;
 mod stats;
 mod streaming;
@@ -172,12 +174,24 @@ fn daemon(matches: &ArgMatches) -> ExitCode {
     for warning in &loaded.warnings {
         warn!("{warning}");
     }
+    // A successor is handed the socket, and another start would be given the same.
+    let passed = match &heir {
+        Some(_) => Ok(None),
+        None => service_manager::socket(&loaded.config.listen, &variable),
+    };
+    let passed = match passed {
+        Ok(passed) => passed,
+        Err(e) => {
+            error!("{}", error::chain(&e));
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     let front = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (front, work) = match front.and_then(|front| Ok((front, runtime()?))) {
         Ok(both) => both,
         Err(e) => return fail(&format!("cannot start: {e}"), 1),
     };
-    let code = match front.block_on(daemon::run(loaded.config, work, program, heir)) {
+    let code = match front.block_on(daemon::run(loaded.config, work, program, heir, passed)) {
         Ok(()) => 0,
         Err(e) => {
             error!("{}", e.chain());

@@ -43,20 +43,33 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// The call that outlives a hand-over.
 const EXEC_SYNC: &str = "/runtime.v1.RuntimeService/ExecSync";
 
-/// The listening socket at `path`: the one that was handed over, else the one that the keeper holds,
-/// else a new one, mode 0660.
-pub(crate) async fn listen(
-    path: &Path,
-    keeper: &Keeper,
-    given: Option<(String, OwnedFd)>,
-) -> Result<StdListener> {
+/// A listening socket that this criod was started with.
+pub(crate) enum Socket {
+    None,
+    /// From the criod before it, with the name of its file.
+    Given(String, OwnedFd),
+    /// From the service manager.
+    Passed(StdListener),
+}
+
+/// The listening socket at `path`: the one that was given, else the one that the keeper holds, else the
+/// one that was passed, else a new one, mode 0660.
+pub(crate) async fn listen(path: &Path, keeper: &Keeper, socket: Socket) -> Result<StdListener> {
     // The socket is told by its file: whoever removed or replaced that has cut the way to it.
     let name = file_of(path).unwrap_or_default();
-    let given = given.filter(|(of, _)| *of == name).map(|(_, socket)| socket);
+    // Where the keeper has one, too, it is the same, unless the file has been replaced.
     let held = keeper.listener("listener ", &name).await?;
-    let listener = match given.or(held) {
-        Some(held) => StdListener::from(held),
-        None => bind(path).map_err(Error::file("listen at", path))?,
+    let listener = match (socket, held) {
+        (Socket::Given(of, given), _) if of == name => StdListener::from(given),
+        (_, Some(held)) => StdListener::from(held),
+        (Socket::Passed(passed), None) if !name.is_empty() => passed,
+        (socket, None) => {
+            if matches!(socket, Socket::Passed(_)) {
+                let path = path.display();
+                warn!("{path} has been removed: restart criod.socket once criod is stopped");
+            }
+            bind(path).map_err(Error::file("listen at", path))?
+        }
     };
     let spare = listener.as_fd().try_clone_to_owned().map_err(Error::file("listen at", path))?;
     if let Some(name) = file_of(path) {

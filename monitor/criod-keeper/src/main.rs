@@ -41,7 +41,12 @@ fn main() -> ExitCode {
     };
     let keeper = match options.handover {
         Some(number) => server::Keeper::resume(&options, number),
-        None => server::Keeper::new(&options),
+        None => server::Keeper::new(&options).inspect(|_| {
+            // Whoever is started after this finds the socket.
+            if let Err(e) = sys::notify::notify("READY=1") {
+                eprintln!("criod-keeper: tell the service manager: {e}");
+            }
+        }),
     };
     match keeper.and_then(|mut k| k.run()) {
         Ok(()) => ExitCode::SUCCESS,

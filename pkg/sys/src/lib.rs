@@ -8,6 +8,7 @@
 //! | [`pidfd`]     | open, signal, and the exit status that outlives the process           |
 //! | [`seqpacket`] | message sockets that carry descriptors                                |
 //! | [`clock`]     | boot time, wall time, boot id                                         |
+//! | [`notify`]    | what a service tells its manager                                      |
 //! | [`null`]      | null devices of one's own                                             |
 //! | [`pipe`]      | how many bytes a pipe holds; pipes that a container may reopen        |
 //! | [`replace`]   | becoming another program in place, descriptors and all                |
@@ -23,6 +24,7 @@ pub mod caps;
 pub mod clock;
 pub mod file;
 pub mod mount;
+pub mod notify;
 pub mod null;
 pub mod pidfd;
 pub mod pipe;

@@ -1,7 +1,7 @@
 //! What a process does first, so that nothing that it was started with stays its own by chance.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
@@ -34,6 +34,27 @@ fn close_listed(from: RawFd) -> io::Result<()> {
         unsafe { libc::close(fd) };
     }
     Ok(())
+}
+
+/// Takes the first `count` descriptors after stderr, which a service manager has passed on
+/// (sd_listen_fds(3)). They will not be inherited by what this process executes.
+///
+/// Whatever a process of ours opens itself is closed on exec from its beginning, so what is not has
+/// come with the process and has no owner in it. An error (EBADF) where one is not open, or is not such.
+pub fn passed(count: usize) -> io::Result<Vec<OwnedFd>> {
+    let mut taken = Vec::new();
+    for number in (3..).take(count) {
+        // SAFETY: asks for a flag and touches no memory.
+        let flags = Errno::result(unsafe { libc::fcntl(number, libc::F_GETFD) })?;
+        if flags & libc::FD_CLOEXEC != 0 {
+            return Err(Errno::EBADF.into());
+        }
+        // SAFETY: sets that flag, by which it is known to have an owner from here on.
+        Errno::result(unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) })?;
+        // SAFETY: it is open, and nobody in this process has it, as it has come by exec (see above).
+        taken.push(unsafe { OwnedFd::from_raw_fd(number) });
+    }
+    Ok(taken)
 }
 
 /// A write beyond RLIMIT_FSIZE fails with EFBIG, and does not kill the process.
@@ -71,6 +92,21 @@ mod tests {
             "range" => close_range(3).unwrap(),
             "listed" => close_listed(3).unwrap(),
             "all" => close_inherited().unwrap(),
+            "passed" => {
+                // SAFETY: what was there is replaced; this process does nothing else and ends soon.
+                unsafe {
+                    libc::dup2(numbers[0], 3);
+                    libc::dup2(numbers[0], 4);
+                }
+                let taken = passed(2).unwrap();
+                assert_eq!(taken.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>(), [3, 4]);
+                for fd in &taken {
+                    let flags = fcntl(fd, FcntlArg::F_GETFD).unwrap();
+                    assert_eq!(flags, libc::FD_CLOEXEC);
+                }
+                assert!(passed(1).is_err(), "nobody else can take them");
+                std::process::exit(WELL);
+            }
             "limit" => {
                 survive_file_limit().unwrap();
                 let limit = libc::rlimit { rlim_cur: 4, rlim_max: 4 };
@@ -108,6 +144,12 @@ mod tests {
         }
         // SAFETY: it has just been made here, and nobody else has it.
         unsafe { libc::close(far) };
+    }
+
+    #[test]
+    fn descriptors_are_passed_on_once() {
+        let (one, _other) = nix::unistd::pipe().unwrap();
+        done(&format!("passed {}", one.as_raw_fd()));
     }
 
     #[test]

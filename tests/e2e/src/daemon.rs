@@ -13,6 +13,7 @@
 //! Cgroups of pods are below one that is named as the folder is, so that what is left in them, and
 //! whose processes they are, can be told from those of others.
 
+mod activated;
 mod cri;
 mod failpoints;
 mod leaks;
