@@ -75,6 +75,7 @@ mod volumes;
 use std::io::Write;
 use std::process::ExitCode;
 
+use crate::service_manager::variable;
 use crate::succeed::{Heir, Program, Start};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use criod_config::Loaded;
@@ -126,10 +127,6 @@ fn fail(text: &str, code: u8) -> ExitCode {
 /// The threads that do the daemon's work, or the client's.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }
 
 fn print_config(matches: &ArgMatches, default: bool) -> ExitCode {
