@@ -387,6 +387,7 @@ impl Node {
         let dir = self.paths.rootfs(id);
         step!("container: make root folder", std::fs::create_dir_all(&dir))
             .map_err(Error::file("create", &dir))?;
+        self.store.check_layers(layers).map_err(failed("use its image"))?;
         // Without `volatile` each unmount would write out everything that the disk has pending. A
         // power loss ends the container in any case. Kernels before 5.10 do not know it.
         let mount = |extra: &[&str]| {

@@ -364,8 +364,14 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener, Flock<File>)> 
         None => Some(Vec::new()),
     };
     let hierarchy = cgroup::Hierarchy::detect().map_err(failed(MONITORS))?;
-    let store = storage::Store::open(&paths.root, storage::Options::default())
-        .map_err(|source| Kind::Storage { id: "all images".into(), action: "open", source })?;
+    let boot_id = sys::clock::boot_id().map_err(Error::system("read the boot id"))?;
+    let mut options = storage::Options::default();
+    options.boot_id = Some(boot_id.clone());
+    let store = storage::Store::open(&paths.root, options).map_err(|source| Kind::Storage {
+        id: "all images".into(),
+        action: "open",
+        source,
+    })?;
     let store = Arc::new(store);
     userns::protect(&paths)?;
     let keeper = Keeper::start(keeper::Options {
@@ -386,7 +392,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener, Flock<File>)> 
         pause_program: beside(&monitor_program, "criod-pause"),
         monitor_program,
         network: Network::new(&config, &paths.root.join("cni")),
-        boot_id: sys::clock::boot_id().map_err(Error::system("read the boot id"))?,
+        boot_id,
         keeper,
         store,
         images,

@@ -9,7 +9,9 @@
 //! stand in it byte for byte as they came (protobuf in base64), so that nothing of them is lost.
 //!
 //! `first.json` is another name of the record as it was first: it holds what the client asked for,
-//! and no later write can damage it. It serves only where the record cannot be read ([`Damaged`]).
+//! and no later write can damage it. It serves only where the record cannot be read: in the same boot
+//! for what is shown ([`Damaged`]), after another in its place. A power loss can spoil a later step (on
+//! XFS a file that took another's place without an fsync may be empty), and what ran is over anyway.
 //! A removal takes it away before anything else, and the record last:
 //!
 //! | record | first | the folder is                                              |
@@ -401,11 +403,16 @@ pub(crate) type Loaded<T> = (Vec<T>, Vec<Damaged>);
 /// Something with an id.
 pub(crate) trait Record: Serialize + DeserializeOwned + Send {
     fn id(&self) -> &str;
+    fn boot_id(&self) -> &str;
 }
 
 impl Record for PodRecord {
     fn id(&self) -> &str {
         &self.id
+    }
+
+    fn boot_id(&self) -> &str {
+        &self.boot_id
     }
 }
 
@@ -413,13 +420,17 @@ impl Record for ContainerRecord {
     fn id(&self) -> &str {
         &self.id
     }
+
+    fn boot_id(&self) -> &str {
+        &self.boot_id
+    }
 }
 
 /// Reads every record below `root`, several at a time, in the order of ids.
 ///
 /// # Errors
 /// Where the folder itself cannot be read. A record that cannot is no error: it comes back as such.
-pub(crate) fn load_all<T: Record>(root: &Path) -> Result<Loaded<T>> {
+pub(crate) fn load_all<T: Record>(root: &Path, boot_id: &str) -> Result<Loaded<T>> {
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
@@ -435,7 +446,7 @@ pub(crate) fn load_all<T: Record>(root: &Path) -> Result<Loaded<T>> {
     }
     ids.sort_unstable();
     let (mut good, mut bad) = (Vec::new(), Vec::new());
-    for one in in_parallel(&ids, |id| load(root, id)).into_iter().flatten() {
+    for one in in_parallel(&ids, |id| load(root, id, boot_id)).into_iter().flatten() {
         match one {
             Ok(record) => good.push(record),
             Err(damaged) => bad.push(*damaged),
@@ -461,7 +472,7 @@ pub(crate) fn in_parallel<A: Sync, B: Send>(all: &[A], work: impl Fn(&A) -> B + 
 }
 
 /// One record; `None` for a folder without any.
-fn load<T: Record>(root: &Path, id: &str) -> Option<Result<T, Box<Damaged>>> {
+fn load<T: Record>(root: &Path, id: &str, boot_id: &str) -> Option<Result<T, Box<Damaged>>> {
     let dir = root.join(id);
     let path = dir.join(NAME);
     // Of a write that was cut short: nobody writes yet.
@@ -484,6 +495,11 @@ fn load<T: Record>(root: &Path, id: &str) -> Option<Result<T, Box<Damaged>>> {
         }
         Err(e) => e.to_string(),
     };
+    let first = read(&dir.join(FIRST)).ok().and_then(|b| serde_json::from_slice::<T>(&b).ok());
+    if let Some(first) = first.filter(|r| r.id() == id && r.boot_id() != boot_id) {
+        tracing::warn!(id, problem, "spoilt before the boot, so its first record is taken");
+        return Some(Ok(first));
+    }
     Some(Err(damaged(&dir, id, Kind::Record { path, problem }.into(), &bytes)))
 }
 

@@ -4,7 +4,8 @@
 //! records ─▶ all loaded ─▶ (only now) the socket is served
 //!    pods        Creating, Removing ─▶ undone in the background     Ready, stopping ─▶ stop goes on
 //!    containers  Creating, Removing ─▶ undone                       Created, Running ─▶ watched again
-//!    another boot: containers EXITED, pods NOTREADY, until the client removes them
+//!    another boot: containers EXITED, pods NOTREADY, until the client removes them; those that were
+//!                  Creating, too: that they came to be need not have reached the disk
 //!    unreadable:   containers UNKNOWN, pods NOTREADY, likewise ([`unknown`])
 //! ```
 //! Loading only reads, several files at a time. What was left half done is the business of
@@ -39,9 +40,9 @@ pub(crate) async fn load(node: &Arc<Node>) -> Result<()> {
 
 fn load_now(node: &Arc<Node>) -> Result<()> {
     let began = Instant::now();
-    let (pods, bad_pods) = record::load_all::<PodRecord>(&node.paths.pods())?;
+    let (pods, bad_pods) = record::load_all::<PodRecord>(&node.paths.pods(), &node.boot_id)?;
     let (containers, bad_containers) =
-        record::load_all::<ContainerRecord>(&node.paths.containers())?;
+        record::load_all::<ContainerRecord>(&node.paths.containers(), &node.boot_id)?;
     for record in pods {
         add_pod(node, record);
     }
@@ -81,7 +82,8 @@ fn add_pod(node: &Node, record: PodRecord) {
     let pod = node.add_pod(record);
     if other_boot {
         pod.record.note(|r| {
-            if r.state == PodState::Ready {
+            // What came after Creating may have been lost with the power, and the pod been used.
+            if matches!(r.state, PodState::Creating | PodState::Ready) {
                 r.state = PodState::NotReady;
             }
             r.infra_pid = 0;
@@ -93,7 +95,12 @@ fn add_container(node: &Node, record: ContainerRecord, state: Option<StateRespon
     node.last_time.fetch_max(record.created_at, Ordering::SeqCst);
     hold(node, &record);
     let other_boot = record.boot_id != node.boot_id;
-    let live = matches!(record.state, ContainerState::Created | ContainerState::Running);
+    let live = match record.state {
+        ContainerState::Created | ContainerState::Running => true,
+        // Likewise: it may even have run to its end.
+        ContainerState::Creating => other_boot,
+        ContainerState::Exited | ContainerState::Removing | ContainerState::Unknown => false,
+    };
     let container = node.add_container(record);
     if !live {
         return;

@@ -141,6 +141,12 @@ impl Images {
             if common.cancel.is_cancelled() {
                 return Err(common.given_up());
             }
+            let (store, layer) = (self.0.store.clone(), [job.chain_id.clone()]);
+            if let Err(error) =
+                self.blocking(&common.image, move || store.check_layers(&layer)).await
+            {
+                tracing::warn!(error = error.full(), "pulled again");
+            }
             if let Some(there) = self.0.store.layer(&job.chain_id) {
                 job.progress.set(State::Exists);
                 return Ok(there);

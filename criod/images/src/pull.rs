@@ -247,6 +247,12 @@ impl Images {
         if Digest::of(&found.manifest_bytes) != image.manifest {
             return Ok(None);
         }
+        // What is damaged is put aside, and pulled with the rest that is missing.
+        let (store, layers) = (self.0.store.clone(), image.layers.clone());
+        if let Err(error) = self.blocking(&name, move || store.check_layers(&layers)).await {
+            tracing::warn!(error = error.full(), "pulled again");
+            return Ok(None);
+        }
         let id = image.id.to_string();
         let digest = reference.with_digest(found.top_digest).to_string();
         if !image.digests.contains(&digest) {
@@ -295,6 +301,11 @@ impl Images {
                 drop(pin);
                 if error.kind() == Kind::NoSpace {
                     self.0.in_flight.pulls().kept.clear();
+                    let store = self.0.store.clone();
+                    let forget = move || store.images().forget_incomplete();
+                    if let Err(error) = self.blocking(&image, forget).await {
+                        tracing::warn!(error = error.full(), "incomplete images are kept");
+                    }
                 }
                 true
             }

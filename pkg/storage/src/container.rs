@@ -97,6 +97,7 @@ impl Store {
         chain_ids: &[Digest],
         options: MountOptions,
     ) -> Result<ContainerMount> {
+        self.check_layers(chain_ids)?;
         let dir = std::path::absolute(dir).map_err(|e| Error::io("resolve", dir, e))?;
         let mut root = None;
         let mut lower = Vec::with_capacity(chain_ids.len().max(1));

@@ -16,7 +16,8 @@ impl Store {
         check(digest, bytes)?;
         // What is there but damaged is written again.
         if matches!(self.get_content(digest), Ok(Some(_))) {
-            return Ok(());
+            // Whoever wrote it may not have come to this.
+            return durable::sync_folder(&self.inner.content);
         }
         durable::write(&self.inner.content, digest.hex(), bytes)
     }
@@ -26,14 +27,7 @@ impl Store {
     /// # Errors
     /// [`Error::DigestMismatch`] if the disk gives other bytes than were stored.
     pub fn get_content(&self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        let path = self.inner.content.join(digest.hex());
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("read", &path, e)),
-        };
-        check(digest, &bytes)?;
-        Ok(Some(bytes))
+        read(&self.inner.content, digest)
     }
 
     /// Removes content; nothing to do if it is not there. Whether an image needs it is for the
@@ -60,4 +54,16 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<Digest>> {
         digests.extend(entry.file_name().to_str().and_then(|hex| Digest::from_hex(hex).ok()));
     }
     Ok(digests)
+}
+
+/// See [`Store::get_content`].
+pub(crate) fn read(folder: &Path, digest: &Digest) -> Result<Option<Vec<u8>>> {
+    let path = folder.join(digest.hex());
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("read", &path, e)),
+    };
+    check(digest, &bytes)?;
+    Ok(Some(bytes))
 }

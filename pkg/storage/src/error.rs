@@ -118,6 +118,14 @@ pub enum Error {
         /// The chain id that was asked for.
         chain_id: Digest,
     },
+    /// A layer is not what it was when it was written.
+    #[error("layer {chain_id} is damaged and was put aside: {problem}; pull its image again")]
+    DamagedLayer {
+        /// The layer.
+        chain_id: Digest,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// There is no such content in the store.
     #[error("no content {digest}")]
     UnknownContent {

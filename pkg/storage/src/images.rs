@@ -129,38 +129,64 @@ pub(crate) struct Images {
 pub(crate) struct Changes {
     generation: u64,
     images: BTreeMap<Digest, (u64, Arc<ImageRecord>)>,
+    /// Images of which a part is missing or damaged. Their other parts are kept for the next pull.
+    incomplete: BTreeMap<Digest, Arc<ImageRecord>>,
+    /// There were images of which nothing is known, so that anything may be a part of one.
+    damaged: bool,
+}
+
+impl Changes {
+    /// Whether nothing can be said to be needed by no image.
+    pub(crate) fn damaged(&self) -> bool {
+        self.damaged
+    }
+
+    /// Images that are not listed, because a part of them is missing.
+    pub(crate) fn incomplete(&self) -> impl Iterator<Item = &Arc<ImageRecord>> {
+        self.incomplete.values()
+    }
 }
 
 /// What the folder held when it was read.
 pub(crate) struct Loaded {
     stored: Vec<Stored>,
+    /// There are records that could not be read, now or since the machine was booted.
+    damaged: bool,
 }
 
 impl Loaded {
     /// Reads all records; what cannot be read is put aside.
     pub(crate) fn read(folder: &Path) -> Result<Self> {
         let mut stored = Vec::new();
+        let mut damaged = false;
         for entry in fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
             let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
-            let Some(hex) = name.strip_suffix(".json") else { continue };
             if durable::is_aside(name) {
+                damaged = true;
                 continue;
             }
+            let Some(hex) = name.strip_suffix(".json") else { continue };
             let bytes = match fs::read(&path) {
                 Ok(bytes) => bytes,
                 Err(e) => {
+                    damaged = true;
                     durable::put_aside(&path, &e);
                     continue;
                 }
             };
-            match serde_json::from_slice::<Stored>(&bytes) {
-                Ok(record) if record.image.id.hex() == hex => stored.push(record),
-                Ok(_) => durable::put_aside(&path, &"the record is another image's"),
-                Err(e) => durable::put_aside(&path, &e),
-            }
+            let problem = match serde_json::from_slice::<Stored>(&bytes) {
+                Ok(record) if record.image.id.hex() == hex => {
+                    stored.push(record);
+                    continue;
+                }
+                Ok(_) => "the record is another image's".to_owned(),
+                Err(e) => e.to_string(),
+            };
+            damaged = true;
+            durable::put_aside(&path, &problem);
         }
-        Ok(Self { stored })
+        Ok(Self { stored, damaged })
     }
 }
 
@@ -172,10 +198,13 @@ impl Images {
     ) -> Self {
         let mut stored = loaded.stored;
         let generation = stored.iter().map(|record| record.generation).max().unwrap_or(0);
+        let mut incomplete = BTreeMap::new();
         stored.retain(|record| {
             let complete = complete(&record.image);
             if !complete {
-                tracing::warn!(image = %record.image.id, "incomplete, so not listed");
+                let image = &record.image;
+                tracing::warn!(image = %image.id, names = ?image.names, "incomplete, so not listed");
+                incomplete.insert(image.id.clone(), Arc::new(image.clone()));
             }
             complete
         });
@@ -188,7 +217,41 @@ impl Images {
             images.insert(image.id.clone(), (generation, Arc::new(image)));
         }
         let snapshot = RwLock::new(Arc::new(ImageIndex::new(images.clone())));
-        Self { folder, changes: Mutex::new(Changes { generation, images }), snapshot }
+        let damaged = loaded.damaged;
+        let changes = Mutex::new(Changes { generation, images, incomplete, damaged });
+        Self { folder, changes, snapshot }
+    }
+
+    /// Takes the images that need a layer out of the index: it is damaged.
+    pub(crate) fn set_incomplete(&self, changes: &mut Changes, chain_id: &Digest) {
+        let hurt = |(_, image): &(u64, Arc<ImageRecord>)| image.layers.contains(chain_id);
+        let hurt: Vec<Digest> =
+            changes.images.iter().filter(|(_, i)| hurt(i)).map(|(id, _)| id.clone()).collect();
+        for id in hurt {
+            if let Some((_, image)) = changes.images.remove(&id) {
+                tracing::warn!(image = %id, names = ?image.names, "incomplete, so not listed");
+                changes.incomplete.insert(id, image);
+            }
+        }
+        self.publish(changes);
+    }
+
+    /// Forgets incomplete images that have lost their last name to another.
+    fn outdate(&self, changes: &mut Changes, names: &BTreeSet<String>) -> Result<()> {
+        let mut outdated = Vec::new();
+        for (id, image) in &mut changes.incomplete {
+            if !image.names.is_disjoint(names) {
+                Arc::make_mut(image).names.retain(|name| !names.contains(name));
+                if image.names.is_empty() {
+                    outdated.push(id.clone());
+                }
+            }
+        }
+        for id in outdated {
+            durable::remove(&self.folder, &file_name(&id))?;
+            changes.incomplete.remove(&id);
+        }
+        Ok(())
     }
 
     /// Keeps everyone else from changing the index.
@@ -259,6 +322,24 @@ impl ImagesOf<'_> {
         self.list().get(id).cloned()
     }
 
+    /// Images that are not listed, because a part of them is missing or damaged; what is there of
+    /// them is kept until they are pulled again, removed or forgotten.
+    pub fn incomplete(&self) -> Vec<Arc<ImageRecord>> {
+        self.images().changes().incomplete().cloned().collect()
+    }
+
+    /// Forgets the incomplete images, and that there were damaged records; [`Store::gc`](crate::Store::gc) removes what is left of them.
+    pub fn forget_incomplete(&self) -> Result<()> {
+        let images = self.images();
+        let mut changes = images.changes();
+        changes.damaged = false;
+        while let Some(id) = changes.incomplete.keys().next().cloned() {
+            durable::remove(&images.folder, &file_name(&id))?;
+            changes.incomplete.remove(&id);
+        }
+        Ok(())
+    }
+
     /// The image that a text stands for; see [`ImageIndex::resolve`].
     pub fn resolve(&self, text: &str) -> Result<Option<Arc<ImageRecord>>> {
         Ok(self.list().resolve(text)?.cloned())
@@ -282,7 +363,14 @@ impl ImagesOf<'_> {
                 return Err(Error::UnknownContent { digest: digest.clone() });
             }
         }
+        // Whoever renamed the layers into their places may not have come to this.
+        durable::sync_folder(&self.store.inner.overlay)?;
         let names = image.names.clone();
+        if let Some(old) = changes.incomplete.remove(&image.id) {
+            let free = |name: &&String| !images.index().by_name.contains_key(*name);
+            image.names.extend(old.names.iter().filter(free).cloned());
+            image.digests.extend(old.digests.iter().filter(free).cloned());
+        }
         if let Some((_, old)) = changes.images.get(&image.id) {
             image.names.extend(old.names.iter().cloned());
             image.digests.extend(old.digests.iter().cloned());
@@ -290,7 +378,8 @@ impl ImagesOf<'_> {
         let id = image.id.clone();
         let done = images
             .write(&mut changes, image)
-            .and_then(|()| images.take_names(&mut changes, &names, &id));
+            .and_then(|()| images.take_names(&mut changes, &names, &id))
+            .and_then(|()| images.outdate(&mut changes, &names));
         images.publish(&changes);
         done?;
         changes.images.get(&id).map(|(_, image)| image.clone()).ok_or(Error::UnknownImage { id })
@@ -342,15 +431,17 @@ impl ImagesOf<'_> {
     pub fn remove(&self, id: &Digest) -> Result<Collected> {
         let images = self.images();
         let mut changes = images.changes();
-        let Some((_, image)) = changes.images.get(id).cloned() else {
+        let listed = changes.images.get(id).map(|(_, image)| image);
+        let Some(image) = listed.or(changes.incomplete.get(id)).cloned() else {
             return Ok(Collected::default());
         };
         durable::remove(&images.folder, &file_name(id))?;
         changes.images.remove(id);
+        changes.incomplete.remove(id);
         images.publish(&changes);
         let parts: HashSet<Digest> =
             image.layers.iter().chain([&image.id, &image.manifest]).cloned().collect();
-        let (collected, trees) = self.store.unlink_unneeded(Some(&parts))?;
+        let (collected, trees) = self.store.unlink_unneeded(&changes, Some(&parts))?;
         drop(changes);
         self.store.remove_trees(trees)?;
         Ok(collected)

@@ -15,6 +15,7 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::check::Extent;
 use crate::durable::{self, TMP_PREFIX};
 use crate::error::{Error, Result};
 use crate::stream::{Compression, Limits};
@@ -60,6 +61,9 @@ pub struct LayerMeta {
     /// The layer hides all that is below it.
     #[serde(default)]
     pub root_opaque: bool,
+    /// What it is compared with; none in layers of older releases.
+    #[serde(default)]
+    pub extent: Option<Extent>,
     /// When it was committed.
     pub created: SystemTime,
 }
@@ -221,6 +225,7 @@ impl Unpacked {
             inodes: self.inodes,
             root: self.root,
             root_opaque: self.root_opaque,
+            extent: Some(tree::extent(&self.tmp.path.join(DIFF))?),
             created: SystemTime::now(),
         };
         let path = self.tmp.path.join(META);
@@ -264,6 +269,7 @@ impl Unpacked {
         self.tmp.armed = false;
         let meta = Arc::new(meta);
         state.insert(meta.clone());
+        state.checks.passed(&meta.chain_id);
         Ok(meta)
     }
 }

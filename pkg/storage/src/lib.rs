@@ -10,6 +10,7 @@
 //!                                  meta.json      its LayerMeta
 //!        layers/overlay/tmp-*                     under way; removed when the store is opened
 //!        images/<image id>.json                   an ImageRecord
+//!        checked                                  layers that were looked at in this boot
 //! <anywhere>/diff, work, merged                   a ContainerMount
 //! ```
 //!
@@ -22,12 +23,18 @@
 //!                                                  +- dropped: the tmp-* is removed
 //! ```
 //!
+//! What a loss of power leaves is therefore whole, or a `tmp-*`. What a disk damages is put aside as
+//! `*.damaged` when it is read, a layer when it is first used after a boot ([`Store::check_layers`]):
+//! its images are not listed, but what is whole of them stays, so that another pull fetches no more
+//! than what is missing.
+//!
 //! An image is published after its layers and its content, and is removed before them. A layer or
 //! content lives as long as an image needs it, a container holds it ([`Store::hold`]) or a pull has
 //! pinned it ([`Store::pin`]); everything else goes with [`Store::gc`] or when the last image that
 //! needs it is removed.
 
 mod archive;
+mod check;
 mod container;
 mod content;
 mod digest;
@@ -42,6 +49,7 @@ mod stream;
 mod tree;
 mod unpack;
 
+pub use check::Extent;
 pub use container::{ContainerMount, MountOptions, Owners};
 pub use digest::{Digest, chain_ids};
 pub use error::{EntryProblem, Error, Result};

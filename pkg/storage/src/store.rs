@@ -17,9 +17,10 @@ use failpoint::step;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::check::Checks;
 use crate::durable::{self, TMP_PREFIX};
 use crate::error::{Error, Result};
-use crate::images::{Images, Loaded};
+use crate::images::{Changes, Images, Loaded};
 use crate::layers::{self, LayerMeta};
 use crate::tree::{self, Usage};
 use crate::{Digest, content};
@@ -28,6 +29,8 @@ use crate::{Digest, content};
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Options {
+    /// The machine's boot id. With it, layers of earlier boots are looked at before they are used.
+    pub boot_id: Option<String>,
     /// Do not use the kernel's `lowerdir+` even where it is there, but a classic `mount(2)`.
     pub classic_mount: bool,
 }
@@ -56,6 +59,7 @@ pub(crate) struct State {
     pub(crate) usage: Usage,
     holds: HashMap<String, Vec<Digest>>,
     pins: HashMap<Digest, usize>,
+    pub(crate) checks: Checks,
 }
 
 impl State {
@@ -68,7 +72,8 @@ impl State {
         }
     }
 
-    fn forget(&mut self, chain_id: &Digest) {
+    pub(crate) fn forget(&mut self, chain_id: &Digest) {
+        self.checks.forget(chain_id);
         if let Some(old) = self.layers.remove(chain_id) {
             self.usage.bytes -= old.disk_bytes;
             self.usage.inodes -= old.inodes;
@@ -96,8 +101,9 @@ impl Store {
     /// Opens the store below `root`, making it if it is not there.
     ///
     /// What was under way when the last process ended is removed. A record that cannot be read is
-    /// renamed to `*.damaged`; an image whose layers or content are not all there is left out of
-    /// the index (pulling it again completes it). Nothing that was published is deleted.
+    /// renamed to `*.damaged`, which the first opening after a boot deletes; an image whose layers or
+    /// content are not all there is left out of the index, and what is there of it stays (pulling it
+    /// again completes it). Nothing that was published and is whole is deleted.
     ///
     /// # Errors
     /// [`Error::Locked`] if another process, or another `Store` of this one, has it open.
@@ -110,16 +116,25 @@ impl Store {
         let images = root.join("images");
         for folder in [&content, &overlay, &images] {
             durable::make_folder(folder)?;
-            remove_stale(folder)?;
+            remove_stale(folder, |name| name.starts_with(TMP_PREFIX))?;
+            // What was renamed when the last process ended counts from here on.
+            durable::sync_folder(folder)?;
         }
-        let mut state = State::default();
+        let checks = Checks::begin(&root, options.boot_id.as_deref())?;
+        if checks.booted {
+            remove_stale(&overlay, durable::is_aside)?;
+            remove_stale(&images, durable::is_aside)?;
+        }
+        let mut state = State { checks, ..State::default() };
         for meta in layers::load(&overlay)? {
+            state.checks.found(&meta.chain_id);
             state.insert(Arc::new(meta));
         }
+        let whole = |digest: &Digest| content::read(&content, digest).is_ok_and(|b| b.is_some());
         let loaded = Loaded::read(&images)?;
         let images = Images::new(images, loaded, |image| {
             image.layers.iter().all(|layer| state.layers.contains_key(layer))
-                && [&image.id, &image.manifest].iter().all(|d| content.join(d.hex()).is_file())
+                && [&image.id, &image.manifest].into_iter().all(whole)
         });
         let state = Mutex::new(state);
         let inner = Inner { root, content, overlay, options, state, images, lock };
@@ -192,10 +207,15 @@ impl Store {
         pin
     }
 
-    /// Removes every layer and all content that no image, holder or pin needs.
+    /// Removes every layer and all content that no image, holder or pin needs. Nothing if there were
+    /// images' records that could not be read: until the next boot, or [`ImagesOf::forget_incomplete`],
+    /// anything may be a part of one that is pulled again.
     pub fn gc(&self) -> Result<Collected> {
         let changes = self.inner.images.changes();
-        let (collected, trees) = self.unlink_unneeded(None)?;
+        if changes.damaged() {
+            return Ok(Collected::default());
+        }
+        let (collected, trees) = self.unlink_unneeded(&changes, None)?;
         drop(changes);
         self.remove_trees(trees)?;
         Ok(collected)
@@ -216,16 +236,18 @@ impl Store {
     }
 
     /// Renames layers that nothing needs out of the way and removes content that nothing needs.
-    /// The caller keeps the image index from changing, and deletes the trees afterwards.
+    /// The caller keeps the image index from changing (that is `changes`), and deletes the trees
+    /// afterwards.
     ///
     /// With `among`, only these digests are looked at.
     pub(crate) fn unlink_unneeded(
         &self,
+        changes: &Changes,
         among: Option<&HashSet<Digest>>,
     ) -> Result<(Collected, Vec<PathBuf>)> {
         let index = self.inner.images.index();
         let mut needed: HashSet<&Digest> = HashSet::new();
-        for image in index.iter() {
+        for image in index.iter().chain(changes.incomplete()) {
             needed.extend(image.layers.iter().chain([&image.id, &image.manifest]));
         }
         let content = match among {
@@ -345,10 +367,10 @@ fn lock(root: &Path) -> Result<File> {
 }
 
 /// Removes what was under way when the last process ended.
-fn remove_stale(folder: &Path) -> Result<()> {
+fn remove_stale(folder: &Path, is_stale: impl Fn(&str) -> bool) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
         let entry = entry.map_err(|e| Error::io("list", folder, e))?;
-        if entry.file_name().as_encoded_bytes().starts_with(TMP_PREFIX.as_bytes())
+        if entry.file_name().to_str().is_some_and(&is_stale)
             && let Err(e) = step!("store: remove one cut short", tree::remove_tree(&entry.path()))
         {
             // It is in nobody's way.

@@ -13,6 +13,7 @@ use failpoint::step;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
+use crate::check::Extent;
 use crate::error::{Error, Result};
 
 /// How many directories deletion keeps open at once.
@@ -170,16 +171,9 @@ pub fn usage(path: &Path) -> Result<Usage> {
 
 /// [`usage`], which tells of each folder, relative to `path`, before it looks into it.
 pub fn usage_of(path: &Path, folder_found: &mut dyn FnMut(&Path)) -> Result<Usage> {
-    let fail = |e: Errno| Error::io("measure", path, e);
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(root) => root,
-        Err(Errno::NOENT) => return Ok(Usage::default()),
-        Err(e) => return Err(fail(e)),
-    };
     let mut usage = Usage::default();
     let mut linked = std::collections::HashSet::new();
-    let mut add = |usage: &mut Usage, stat: &Stat| {
+    walk(path, folder_found, &mut |stat| {
         if stat.st_nlink < 2
             || FileType::from_raw_mode(stat.st_mode) == FileType::Directory
             || linked.len() >= MOST_LINKED
@@ -189,8 +183,36 @@ pub fn usage_of(path: &Path, folder_found: &mut dyn FnMut(&Path)) -> Result<Usag
             usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
             usage.inodes += 1;
         }
+    })?;
+    Ok(usage)
+}
+
+/// Names and bytes in a tree, the names of a file with several each counted.
+pub(crate) fn extent(path: &Path) -> Result<Extent> {
+    let mut extent = Extent::default();
+    walk(path, &mut |_| (), &mut |stat| {
+        extent.names += 1;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            extent.bytes += u64::try_from(stat.st_size).unwrap_or(0);
+        }
+    })?;
+    Ok(extent)
+}
+
+/// Looks at `path` and at everything in it.
+fn walk(
+    path: &Path,
+    folder_found: &mut dyn FnMut(&Path),
+    found: &mut dyn FnMut(&Stat),
+) -> Result<()> {
+    let fail = |e: Errno| Error::io("measure", path, e);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(root) => root,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(fail(e)),
     };
-    add(&mut usage, &rustix::fs::fstat(&root).map_err(fail)?);
+    found(&rustix::fs::fstat(&root).map_err(fail)?);
     let mut left = vec![PathBuf::from(".")];
     let mut pending = 0;
     while let Some(folder) = left.pop() {
@@ -221,7 +243,7 @@ pub fn usage_of(path: &Path, folder_found: &mut dyn FnMut(&Path)) -> Result<Usag
                 Err(Errno::NOENT) => continue,
                 Err(e) => return Err(fail(e)),
             };
-            add(&mut usage, &stat);
+            found(&stat);
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory
                 && pending < MOST_PENDING
             {
@@ -231,5 +253,5 @@ pub fn usage_of(path: &Path, folder_found: &mut dyn FnMut(&Path)) -> Result<Usag
             }
         }
     }
-    Ok(usage)
+    Ok(())
 }

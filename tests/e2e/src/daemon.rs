@@ -57,6 +57,8 @@ pub struct Options {
     pub env: Vec<(&'static str, &'static str)>,
     /// With it the root is a tmpfs of this size in KiB.
     pub small_root: Option<u64>,
+    /// The root is a mount of the test's own, which it takes away itself.
+    pub own_root: bool,
     /// With it there is no network configuration.
     pub no_network: bool,
     /// With it portmap is in the chain.

@@ -30,7 +30,7 @@ fn two() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn base(digit: char) -> PodRecord {
-    PodRecord::new(id(digit), PodSandboxConfig::default(), 0, "")
+    PodRecord::new(id(digit), PodSandboxConfig::default(), 0, "b")
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn round_trip_and_what_is_none() {
     fs::create_dir(dir.path().join(id('e'))).unwrap();
     fs::create_dir(dir.path().join("lost+found")).unwrap();
     fs::write(dir.path().join(id('a')).join(NEW), "half").unwrap();
-    let (good, bad) = load_all::<PodRecord>(dir.path()).unwrap();
+    let (good, bad) = load_all::<PodRecord>(dir.path(), "b").unwrap();
     assert_eq!(good.iter().map(|p| p.id.clone()).collect::<Vec<_>>(), [id('a'), id('b')]);
     assert_eq!((&good[0].config, good[0].state), (&pod('a').config, PodState::Ready));
     assert!(bad.is_empty());
@@ -67,7 +67,7 @@ fn a_bad_one_spoils_no_other_and_its_request_is_known() {
     for (said, harm) in all {
         let (dir, b) = two();
         harm(&b.join(NAME));
-        let (good, bad) = load_all::<PodRecord>(dir.path()).unwrap();
+        let (good, bad) = load_all::<PodRecord>(dir.path(), "b").unwrap();
         assert_eq!((good.len(), bad.len()), (1, 1), "{said}");
         assert_eq!(bad[0].id, id('b'));
         let text = bad[0].problem.chain();
@@ -89,7 +89,7 @@ fn a_record_of_another_release() {
     value["ips"] = "everywhere".into();
     value["created_at"] = 7.into();
     fs::write(b.join(NAME), value.to_string()).unwrap();
-    let (_, bad) = load_all::<PodRecord>(dir.path()).unwrap();
+    let (_, bad) = load_all::<PodRecord>(dir.path(), "b").unwrap();
     let mended = bad[0].mend(base('b'));
     assert!(bad[0].problem.chain().contains("everywhere"), "{}", bad[0].problem.chain());
     assert_eq!((mended.config, mended.created_at), (pod('b').config, 7));
@@ -101,7 +101,7 @@ fn a_folder_that_is_none() {
     let (dir, b) = two();
     fs::remove_dir_all(&b).unwrap();
     fs::write(&b, "").unwrap();
-    let (good, bad) = load_all::<PodRecord>(dir.path()).unwrap();
+    let (good, bad) = load_all::<PodRecord>(dir.path(), "b").unwrap();
     assert_eq!((good.len(), bad.len()), (1, 1));
     assert!(exists(&b));
     remove(&b).unwrap();
@@ -129,10 +129,26 @@ proptest! {
         text.truncate(cut);
         text.extend(&bytes);
         fs::write(b.join(NAME), text).unwrap();
-        let (good, bad) = load_all::<PodRecord>(dir.path()).unwrap();
+        let (good, bad) = load_all::<PodRecord>(dir.path(), "b").unwrap();
         prop_assert_eq!(good.len() + bad.len(), 2);
         for damaged in bad {
             prop_assert_eq!(damaged.mend(base('b')).id, id('b'));
         }
     }
+}
+
+#[test]
+fn after_a_boot_the_first_record_serves_for_one_that_was_spoilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join(id('a'));
+    let record = PodRecord::new(id('a'), PodSandboxConfig::default(), 7, "b");
+    save(&folder, &record, true).unwrap();
+    save(&folder, &record, false).unwrap();
+    fs::write(folder.join("record.json"), "").unwrap();
+    // In the same boot it says no more than what later steps began with.
+    let (good, bad) = load_all::<PodRecord>(dir.path(), "b").unwrap();
+    assert_eq!((good.len(), bad.len()), (0, 1));
+    let (good, bad) = load_all::<PodRecord>(dir.path(), "c").unwrap();
+    assert_eq!((good.len(), bad.len()), (1, 0));
+    assert_eq!(good[0].created_at, 7);
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test ends there, and says where.
 
 mod common;
+mod damage;
 mod hostile;
 mod overlay;
 mod owners;

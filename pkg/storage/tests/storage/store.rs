@@ -8,7 +8,7 @@ use crate::common::*;
 use storage::{Digest, Error, ImageRecord, Options, Store};
 
 /// An image with a config and a manifest of its own.
-fn image(store: &Store, seed: &str, layers: &[Digest], names: &[&str]) -> ImageRecord {
+pub(crate) fn image(store: &Store, seed: &str, layers: &[Digest], names: &[&str]) -> ImageRecord {
     let config = format!("config of {seed}");
     let manifest = format!("manifest of {seed}");
     let (id, manifest_id) = (Digest::of(config.as_bytes()), Digest::of(manifest.as_bytes()));
@@ -25,7 +25,7 @@ fn image(store: &Store, seed: &str, layers: &[Digest], names: &[&str]) -> ImageR
     }
 }
 
-fn three_layers(store: &Store) -> Vec<Digest> {
+pub(crate) fn three_layers(store: &Store) -> Vec<Digest> {
     let archives: Vec<_> =
         (0..3).map(|n| Tar::new().file(&format!("f{n}"), &[n; 100]).end()).collect();
     layers(store, &archives)

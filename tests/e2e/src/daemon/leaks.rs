@@ -77,9 +77,11 @@ impl Criod {
     /// Mount points below the folder, but a root of the test's own.
     fn mounts(&self) -> Vec<String> {
         let dir = self.dir.to_string_lossy().into_owned();
+        // A test may have a mount namespace for its thread alone.
         let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         let points = table.lines().filter_map(|l| l.split(' ').nth(4)).map(str::to_owned);
-        let own = self.options.small_root.map(|_| format!("{dir}/root"));
+        let own = self.options.small_root.is_some() || self.options.own_root;
+        let own = own.then(|| format!("{dir}/root"));
         points.filter(|p| p.starts_with(&dir) && Some(p) != own.as_ref()).collect()
     }
 
