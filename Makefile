@@ -20,7 +20,7 @@ INSTALL := install
 
 .DELETE_ON_ERROR:
 .PHONY: help build monitors daemon failpoints install demo test lint fmt-check clippy house deny \
-	unit e2e conformance kubernetes vm bench bench-memory setup clean
+	unit e2e conformance kubernetes chaos soak vm bench bench-memory setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | \
@@ -84,7 +84,7 @@ demo: ## Show that killing criod and a monitor loses nothing
 # --- testing
 
 test: ## Everything below, a check that nothing is left behind, and totals
-	@tests/setup/stages setup lint build unit e2e conformance kubernetes bench-memory demo
+	@tests/setup/stages setup lint build unit e2e conformance kubernetes chaos bench-memory demo
 
 setup: ## Install what the tests need and is missing
 	@tests/setup/install test
@@ -121,6 +121,14 @@ kubernetes: build ## Pods of a real kubelet, alone and joined to an API server, 
 vm: build ## Debian with systemd and pure cgroup version 2, in a virtual machine
 	@tests/setup/install vm
 	@tests/vm/run $(VM_PARTS)
+
+chaos: build ## Two minutes of load while criod, monitors, plugins, registry and disk fail
+	@tests/setup/chaos --seconds 120 --pods 40
+
+soak: build ## The same for half an hour, and long versions of other tests
+	@tests/setup/chaos --seconds 1800 --pods 40
+	CRIOD_KILL_SECONDS=600 $(CARGO) test $(LOCKED) -p e2e --test monitor -- disks::kills output::hundreds
+	CRIOD_POWER=all $(CARGO) test $(LOCKED) -p e2e --test power
 
 bench-memory: build ## The memory of monitors and daemon against their promises
 	@tests/setup/bench memory
