@@ -142,9 +142,7 @@ impl Troubles<'_> {
         }
         std::fs::remove_file(trouble).unwrap();
         self.proxy.bad(false);
-        for (what, n) in [("connections to the registry cut", self.proxy.cut())] {
-            println!("{n:6}  {what}");
-        }
+        println!("{:6}  connections to the registry cut", self.proxy.cut());
         self.criod.ready();
     }
 
