@@ -152,7 +152,9 @@ impl<T: Send + 'static> Server<T> {
                 let open = fs::read_dir("/proc/thread-self/fd").unwrap().flatten();
                 let open: Vec<i32> =
                     open.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
-                open.into_iter().filter(|fd| *fd > 2).for_each(|fd| drop(close(fd)));
+                open.into_iter().filter(|fd| *fd > 2).for_each(|fd| {
+                    let _ = close(fd);
+                });
                 let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
                 let fd = device.as_raw_fd();
                 let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
