@@ -14,7 +14,7 @@
 mod fuse;
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::Command;
@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::close;
 
 /// The piece that a disk writes as a whole.
 pub const BLOCK: usize = 4096;
@@ -147,6 +148,13 @@ impl<T: Send + 'static> Server<T> {
                 // The device is this thread's alone: should the process be killed, it is closed
                 // although another thread waits for a disk, and so waits no more.
                 unshare(CloneFlags::CLONE_FILES).unwrap();
+                // Nor may copies of others' pipes keep those from their end.
+                let open = fs::read_dir("/proc/thread-self/fd").unwrap().flatten();
+                let open: Vec<i32> =
+                    open.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+                open.into_iter().filter(|fd| *fd > 2).for_each(|fd| {
+                    let _ = close(fd);
+                });
                 let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
                 let fd = device.as_raw_fd();
                 let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0");
