@@ -367,12 +367,7 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener, Flock<File>)> 
     let boot_id = sys::clock::boot_id().map_err(Error::system("read the boot id"))?;
     let mut options = storage::Options::default();
     options.boot_id = Some(boot_id.clone());
-    let store = storage::Store::open(&paths.root, options).map_err(|source| Kind::Storage {
-        id: "all images".into(),
-        action: "open",
-        source,
-    })?;
-    let store = Arc::new(store);
+    let store = Arc::new(open_store(&paths.root, &options)?);
     userns::protect(&paths)?;
     let keeper = Keeper::start(keeper::Options {
         program: config.keeper_binary(),
@@ -420,7 +415,25 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener, Flock<File>)> 
     Ok((Arc::new(node), streaming, lock))
 }
 
-/// How long the lock on runroot may still be held by what a dead criod left.
+/// Opens the store, once a dead criod has closed it, too: of what a process had open the one goes
+/// before the other.
+fn open_store(root: &Path, options: &storage::Options) -> Result<storage::Store> {
+    let began = Instant::now();
+    loop {
+        match storage::Store::open(root, options.clone()) {
+            Err(storage::Error::Locked { .. }) if began.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            opened => {
+                let failed =
+                    |source| Kind::Storage { id: "all images".into(), action: "open", source };
+                return Ok(opened.map_err(failed)?);
+            }
+        }
+    }
+}
+
+/// How long the locks on runroot and the store may still be held by what a dead criod left.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Takes runroot for this criod and for this root: what lies in the one belongs to records in the

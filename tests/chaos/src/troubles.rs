@@ -157,7 +157,7 @@ impl Troubles<'_> {
 
     fn end_criod(&mut self) {
         self.weather.criods.fetch_add(1, Ordering::SeqCst);
-        self.criod.end(Signal::SIGTERM);
+        self.criod.terminate();
         self.criod.launch();
         self.criod.ready();
         self.weather.criods.fetch_add(1, Ordering::SeqCst);

@@ -292,6 +292,13 @@ impl Criod {
         self.process.take().expect("criod runs").kill9();
     }
 
+    /// SIGTERM, and its end, whoever started it.
+    pub fn terminate(&mut self) {
+        let mut process = self.process.take().expect("criod runs");
+        process.signal(Signal::SIGTERM);
+        process.wait();
+    }
+
     /// Sends a signal that asks it to end, and waits for its end.
     pub fn end(&mut self, signal: Signal) -> std::process::ExitStatus {
         let mut process = self.process.take().expect("criod runs");
