@@ -84,7 +84,7 @@ demo: ## Show that killing criod and a monitor loses nothing
 # --- testing
 
 test: ## Everything below, a check that nothing is left behind, and totals
-	@tests/setup/stages setup lint build unit e2e conformance kubernetes chaos bench-memory demo
+	@tests/setup/stages setup lint build unit e2e conformance kubernetes bench-memory demo
 
 setup: ## Install what the tests need and is missing
 	@tests/setup/install test

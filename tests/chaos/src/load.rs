@@ -6,13 +6,13 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use api_cri::v1::PodSandboxConfig;
 use e2e::daemon::{Answer, Cri, EXITED, container, lines};
 use tonic::{Code, Status};
 
-use crate::Until;
 use crate::random::Random;
 use crate::tally::Tally;
 use crate::troubles::{Moment, Weather};
@@ -34,32 +34,46 @@ pub(crate) struct Load<'a> {
     pub(crate) pods: usize,
 }
 
+/// Ends the load when it is dropped.
+struct Ends<'a>(&'a Weather);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
 /// What has to be done in vain for the rest of a pod's life to make no sense.
 #[derive(Debug)]
 struct Lost;
 
 impl Load<'_> {
-    /// Runs so many workers until their end.
-    pub(crate) fn run(&self, until: Until) {
+    /// Puts the load on the node while something is done, and until the pods at hand are gone.
+    pub(crate) fn during(&self, done: impl FnOnce()) {
+        static PHASES: AtomicUsize = AtomicUsize::new(0);
+        let phase = PHASES.fetch_add(1, Ordering::SeqCst);
+        self.weather.begin();
         std::thread::scope(|scope| {
             for worker in 0..self.pods {
-                scope.spawn(move || {
-                    let mut random = Random::new(self.seed.wrapping_add(worker as u64));
-                    let mut round = 0;
-                    loop {
-                        let kind = if until == Until::Once { "warm" } else { "p" };
-                        let name = format!("{kind}{worker}-{round}");
-                        if self.pod(&name, worker, &mut random).is_ok() {
-                            self.tally.count("pods from nothing to nothing");
-                        }
-                        round += 1;
-                        if until == Until::Once || self.weather.ended() {
-                            return;
-                        }
-                    }
-                });
+                scope.spawn(move || self.pods(phase, worker));
             }
+            scope.spawn(|| self.pull());
+            // Whatever becomes of it, the workers are to end.
+            let _end = Ends(self.weather);
+            done();
         });
+    }
+
+    fn pods(&self, phase: usize, worker: usize) {
+        let mut random = Random::new(self.seed.wrapping_add((phase * 1000 + worker) as u64));
+        let mut round = 0;
+        while !self.weather.ended() {
+            let name = format!("p{phase}-{worker}-{round}");
+            if self.pod(&name, worker, &mut random).is_ok() {
+                self.tally.count("pods from nothing to nothing");
+            }
+            round += 1;
+        }
     }
 
     /// Whether a trouble explains this error.
@@ -271,7 +285,7 @@ impl Load<'_> {
     }
 
     /// An image comes and goes until the end.
-    pub(crate) fn pull(&self) {
+    fn pull(&self) {
         while !self.weather.ended() {
             let then = self.weather.now();
             match self.cri.pull(IMAGE) {

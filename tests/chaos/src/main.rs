@@ -3,8 +3,9 @@
 //! ```text
 //! chaos [--seconds 120] [--pods 40] [--seed N]
 //!
-//! warm-up        each worker runs one pod; criod's memory is taken
-//! trouble        workers run pods, exec, rotate logs, stop, remove; an image comes and goes
+//! warm-up        workers run pods, exec, rotate logs, stop, remove; an image comes and goes; nothing
+//!                fails; criod's memory is taken
+//! trouble        the same load
 //!                  │ criod killed, ended, reloaded; monitors and the keeper killed     (troubles.rs)
 //!                  │ CNI plugins fail and hang; the registry cuts connections; the disk fills
 //! calm           the same load, nothing fails; criod's memory is taken again
@@ -38,8 +39,10 @@ use crate::troubles::{Troubles, Weather};
 
 /// KiB of the file system that holds images, layers and logs.
 const ROOT: u64 = 400 << 10;
-/// Of how many of criod's memory that of the end may be beyond that of the beginning.
+/// By how many hundredths criod's memory may be more at the end than it was at the beginning, and how
+/// many kB of it are an allocator's whim.
 const GROWTH: u64 = 10;
+const WHIM: u64 = 2048;
 
 struct Args {
     seconds: u64,
@@ -108,25 +111,24 @@ fn soak(args: &Args, tally: &Tally) {
         seed: args.seed,
         pods: args.pods,
     };
-    load.run(Until::Once);
+    // Each as long as the other, by a criod that has just been started: what an allocator keeps of
+    // a load is no leak.
+    let calm = Duration::from_secs(args.seconds / 6);
+    load.during(|| std::thread::sleep(calm));
     let before = memory(&mut criod);
-    let trouble = Duration::from_secs(args.seconds * 5 / 6);
-    let calm = Duration::from_secs(args.seconds).saturating_sub(trouble);
+    let trouble = Duration::from_secs(args.seconds).saturating_sub(2 * calm);
     let mut troubles = Troubles { criod: &mut criod, weather: &weather, proxy: &proxy, tally };
-    std::thread::scope(|scope| {
-        let running = scope.spawn(|| load.run(Until::Told));
-        let pulling = scope.spawn(|| load.pull());
+    load.during(|| {
         troubles.run(trouble, args.seed);
         std::thread::sleep(calm);
-        weather.end();
-        running.join().unwrap();
-        pulling.join().unwrap();
     });
     let after = memory(&mut criod);
     println!("criod's memory: {before} kB before, {after} kB after");
-    tally.check("criod's memory is where it began", after <= before + before / GROWTH, || {
-        format!("{before} kB before, {after} kB after")
-    });
+    tally.check(
+        "criod's memory is where it began",
+        after <= before + before * GROWTH / 100 + WHIM,
+        || format!("{before} kB before, {after} kB after"),
+    );
     proxy.end();
     let failed = tally.failed();
     if failed > 0 {
@@ -136,15 +138,6 @@ fn soak(args: &Args, tally: &Tally) {
     }
     criod.finish();
     tally.pass("nothing is left behind");
-}
-
-/// When a worker ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
-    /// After one pod.
-    Once,
-    /// When the weather says so, and the pod at hand is gone.
-    Told,
 }
 
 /// What criod has of its own, in kB, once it has come to rest.

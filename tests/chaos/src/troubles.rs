@@ -70,6 +70,10 @@ impl Weather {
         }
     }
 
+    pub(crate) fn begin(&self) {
+        self.ended.store(false, Ordering::SeqCst);
+    }
+
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::SeqCst);
     }
