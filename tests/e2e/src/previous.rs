@@ -6,7 +6,8 @@
 //!                                                 └─▶ TARGET/previous/COMMIT/{criod,criod-monitor,…}
 //! ```
 //! Whoever changes the protocol puts the commit before that into the file. Built once: the folder
-//! is kept. A clone without that commit cannot run these tests, and they fail and say so.
+//! is kept. A clone without that commit, which cannot fetch it either, cannot run these tests,
+//! and they fail and say so.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,11 +34,17 @@ pub fn programs() -> PathBuf {
     let source = target.join("source");
     let _ = fs::remove_dir_all(&source);
     fs::create_dir_all(&source).unwrap();
-    let archive = Command::new("git")
-        .args(["-c", "safe.directory=*", "archive", commit])
-        .current_dir(manifest.join("../.."))
-        .output()
-        .unwrap();
+    let git = |args: &[&str]| {
+        let mut command = Command::new("git");
+        command.args(["-c", "safe.directory=*"]).args(args).current_dir(manifest.join("../.."));
+        command.output().unwrap()
+    };
+    let mut archive = git(&["archive", commit]);
+    if !archive.status.success() {
+        // A shallow clone: where it came from may still be there.
+        git(&["fetch", "--quiet", "--depth", "1", "origin", commit]);
+        archive = git(&["archive", commit]);
+    }
     assert!(
         archive.status.success(),
         "this clone has no commit {commit}, with whose monitors this criod must work; fetch it \
@@ -66,6 +73,7 @@ pub fn programs() -> PathBuf {
         fs::rename(new, done.join(name)).unwrap();
     }
     let _ = fs::remove_dir_all(&source);
+    let _ = fs::remove_dir_all(target.join("build"));
     done
 }
 
