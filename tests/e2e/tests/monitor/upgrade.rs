@@ -253,7 +253,8 @@ async fn what_does_not_agree_is_refused_and_what_crashes_is_survived() {
         assert!(name != "config" || state_of(name) == old);
     }
     assert_eq!(progress.len(), 88);
-    meanwhile("no descriptor is left", || descriptors(&c) == before).await;
+    // A call's connection may have been open before, as its client closes it in the background.
+    meanwhile("no descriptor is left", || descriptors(&c) <= before).await;
     // It agrees, and crashes as soon as it has taken over.
     let broken = upgrade(&c, &odd(&keeper, "crashes")).await.unwrap_err();
     assert!(!matches!(broken, ttrpc::Error::RpcStatus(_)), "{broken}");
