@@ -61,7 +61,8 @@ impl Container {
         } else {
             Command::new(self.runtime)
         };
-        command.arg("--root").arg(root).args(args).stdin(Stdio::null());
+        // Runtimes give it to the container's user: it must not be the node's /dev/null.
+        command.arg("--root").arg(root).args(args).stdin(Stdio::piped());
         command
     }
 
