@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use e2e::daemon::{BUSYBOX, Criod, EXITED, NOT_READY};
 use e2e::eventually;
@@ -46,13 +47,13 @@ fn listed(criod: &Criod, name: &str) -> bool {
     criod.list_images().iter().any(|i| i.repo_tags.iter().any(|t| t == name))
 }
 
-/// Names and inodes of the published layers but one.
-fn others(criod: &Criod, but: &str) -> Vec<(String, u64)> {
+/// The published layers but one, with when their folders were made: an inode may be used again.
+fn others(criod: &Criod, but: &str) -> Vec<(String, SystemTime)> {
     let entries = fs::read_dir(criod.dir.join("root/layers/overlay")).unwrap().flatten();
     let all = entries.map(|e| (e.file_name().into_string().unwrap(), e));
     let mut all: Vec<_> = all
         .filter(|(n, _)| n.len() == 64 && n != but)
-        .map(|(n, e)| (n, std::os::unix::fs::DirEntryExt::ino(&e)))
+        .map(|(n, e)| (n, e.metadata().unwrap().created().unwrap()))
         .collect();
     all.sort();
     all
