@@ -3,7 +3,6 @@ package conformance
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +18,19 @@ type watcher struct {
 	stream cri.RuntimeService_GetContainerEventsClient
 	events chan *cri.ContainerEventResponse
 	failed chan error
+}
+
+// watched runs a container that ends when it is told to, in a pod whose events are listened to from
+// before there was one.
+func watched(t *testing.T, ctx context.Context) (*watcher, *container) {
+	t.Helper()
+	cfg := podConfig(t)
+	w := watch(t, ctx, cfg.Metadata.Name)
+	id := must[string](t, "RunPodSandbox")(runtime.RunPodSandbox(ctx, cfg, handler()))
+	removePodAfter(t, id)
+	k := (&pod{t: t, ctx: ctx, id: id, cfg: cfg}).run(idle)
+	k.trapped()
+	return w, k
 }
 
 // watch begins to listen; the events of all pods come, and those of this test are told by the pod's
@@ -221,20 +233,11 @@ func TestContainerEventsOfAClientThatStalls(t *testing.T) {
 // Streams end with the daemon, and events go on for who asks again.
 func TestContainerEventsAcrossARestart(t *testing.T) {
 	known(t)
-	script := os.Getenv("CRIOD_RESTART")
-	if script == "" {
-		t.Skip("CRIOD_RESTART names no script that kills the daemon and starts it")
-	}
+	criod := restarts(t)
 	ctx := within(t, 4*time.Minute)
-	cfg := podConfig(t)
-	w := watch(t, ctx, cfg.Metadata.Name)
-	id := must[string](t, "RunPodSandbox")(runtime.RunPodSandbox(ctx, cfg, handler()))
-	removePodAfter(t, id)
-	p := &pod{t: t, ctx: ctx, id: id, cfg: cfg}
-	k := p.run(idle)
-	k.trapped()
-	restarter{t, script}.run("kill")
-	restarter{t, script}.run("start")
+	w, k := watched(t, ctx)
+	criod.run("kill")
+	criod.run("start")
 	for failed := false; !failed; {
 		select {
 		case <-w.events:
@@ -245,7 +248,7 @@ func TestContainerEventsAcrossARestart(t *testing.T) {
 			}
 		}
 	}
-	w = watch(t, ctx, cfg.Metadata.Name)
+	w = watch(t, ctx, k.pod.cfg.Metadata.Name)
 	ok(t, runtime.StopContainer(ctx, k.id, 10), "StopContainer")
 	// Nothing of what was before.
 	w.want(k.id, stopped, ready, exited)

@@ -3,7 +3,6 @@ package conformance
 import (
 	"context"
 	"encoding/json"
-	"os"
 	"testing"
 	"time"
 
@@ -33,13 +32,9 @@ func said(t *testing.T, ctx context.Context, id string, containers []string) []p
 // Every answer about pods and containers is the same after the runtime was killed, the order of lists
 // included, and nothing is left over.
 func TestAnswersOutliveTheDaemon(t *testing.T) {
-	script := os.Getenv("CRIOD_RESTART")
-	if script == "" {
-		t.Skip("CRIOD_RESTART names no script that kills the daemon and starts it")
-	}
+	criod := restarts(t)
 	// Not beside other specs: they would miss the daemon.
 	ctx := within(t, 2*time.Minute)
-	criod := restarter{t, script}
 	p := runPod(t, ctx)
 	running := p.run(idle)
 	created := p.create(running.status().GetImage().GetImage(), []string{"true"})

@@ -2,7 +2,6 @@ package conformance
 
 import (
 	"context"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -16,19 +15,10 @@ import (
 // successor's.
 func TestReload(t *testing.T) {
 	known(t)
-	script := os.Getenv("CRIOD_RESTART")
-	if script == "" {
-		t.Skip("CRIOD_RESTART names no script that kills the daemon and starts it")
-	}
+	criod := restarts(t)
 	// Not beside other specs: their calls would have to be repeated.
 	ctx := within(t, 4*time.Minute)
-	cfg := podConfig(t)
-	w := watch(t, ctx, cfg.Metadata.Name)
-	id := must[string](t, "RunPodSandbox")(runtime.RunPodSandbox(ctx, cfg, handler()))
-	removePodAfter(t, id)
-	p := &pod{t: t, ctx: ctx, id: id, cfg: cfg}
-	k := p.run(idle)
-	k.trapped()
+	w, k := watched(t, ctx)
 
 	type answer struct {
 		out, err string
@@ -44,7 +34,7 @@ func TestReload(t *testing.T) {
 	_, _, err := runtime.ExecSync(ctx, k.id, began, time.Minute)
 	ok(t, err, "ExecSync")
 
-	restarter{t, script}.run("reload")
+	criod.run("reload")
 	for ended := false; !ended; {
 		select {
 		case <-w.events:

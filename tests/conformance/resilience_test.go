@@ -112,6 +112,16 @@ type restarter struct {
 	script string
 }
 
+// restarts gives the restarter of a spec, which is skipped where there is none.
+func restarts(t *testing.T) restarter {
+	t.Helper()
+	script := os.Getenv("CRIOD_RESTART")
+	if script == "" {
+		t.Skip("CRIOD_RESTART names no script that kills the daemon and starts it")
+	}
+	return restarter{t, script}
+}
+
 func (r restarter) run(arguments ...string) {
 	r.t.Helper()
 	if out, err := exec.Command(r.script, arguments...).CombinedOutput(); err != nil {
@@ -122,13 +132,9 @@ func (r restarter) run(arguments ...string) {
 // Sessions that are open go on, byte for byte, while criod is killed and started ten times, every
 // other time as another copy of the program.
 func TestStreamsOutliveTheDaemon(t *testing.T) {
-	script := os.Getenv("CRIOD_RESTART")
-	if script == "" {
-		t.Skip("CRIOD_RESTART names no script that kills the daemon and starts it")
-	}
+	criod := restarts(t)
 	// Not beside other specs: they would miss the daemon.
 	ctx := within(t, 4*time.Minute)
-	criod := restarter{t, script}
 	p := runPod(t, ctx)
 	k := p.run(idle)
 	_, ports := p.serve()

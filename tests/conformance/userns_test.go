@@ -411,14 +411,10 @@ func TestUserNamespaceOfContainersIsThePods(t *testing.T) {
 
 // A pod outlives the daemon with its user namespace, and gets further containers in it.
 func TestUserNamespaceOutlivesTheDaemon(t *testing.T) {
-	script := os.Getenv("CRIOD_RESTART")
-	if script == "" {
-		t.Skip("CRIOD_RESTART names no script that kills the daemon and starts it")
-	}
+	criod := restarts(t)
 	// Not beside other specs: they would miss the daemon.
 	ctx := within(t, 4*time.Minute)
 	withUsers(t, ctx)
-	criod := restarter{t, script}
 	p := runPod(t, ctx, ownUsers(1<<17, 1<<17))
 	before := p.run(idle)
 	space := before.exec("readlink /proc/self/ns/user")

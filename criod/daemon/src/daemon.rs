@@ -367,7 +367,14 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener, Flock<File>)> 
     let boot_id = sys::clock::boot_id().map_err(Error::system("read the boot id"))?;
     let mut options = storage::Options::default();
     options.boot_id = Some(boot_id.clone());
-    let store = Arc::new(open_store(&paths.root, &options)?);
+    let open = || storage::Store::open(&paths.root, options.clone());
+    let held = |e: &storage::Error| matches!(e, storage::Error::Locked { .. });
+    let store = once_free(open, held).map_err(|source| Kind::Storage {
+        id: "all images".into(),
+        action: "open",
+        source,
+    })?;
+    let store = Arc::new(store);
     userns::protect(&paths)?;
     let keeper = Keeper::start(keeper::Options {
         program: config.keeper_binary(),
@@ -415,51 +422,41 @@ async fn build(config: Config) -> Result<(Arc<Node>, TcpListener, Flock<File>)> 
     Ok((Arc::new(node), streaming, lock))
 }
 
-/// Opens the store, once a dead criod has closed it, too: of what a process had open the one goes
-/// before the other.
-fn open_store(root: &Path, options: &storage::Options) -> Result<storage::Store> {
+/// How long the locks on runroot and the store may still be held by what a dead criod left.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes what a dead criod may hold for a moment longer: until the last of its threads has closed what
+/// it had open (fanotify's takes a while), and what it had just forked runs; the one goes before
+/// the other.
+fn once_free<T, E>(
+    mut take: impl FnMut() -> Result<T, E>,
+    held: impl Fn(&E) -> bool,
+) -> Result<T, E> {
     let began = Instant::now();
     loop {
-        match storage::Store::open(root, options.clone()) {
-            Err(storage::Error::Locked { .. }) if began.elapsed() < LOCK_PATIENCE => {
+        match take() {
+            Err(e) if held(&e) && began.elapsed() < LOCK_PATIENCE => {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            opened => {
-                let failed =
-                    |source| Kind::Storage { id: "all images".into(), action: "open", source };
-                return Ok(opened.map_err(failed)?);
-            }
+            taken => return taken,
         }
     }
 }
-
-/// How long the locks on runroot and the store may still be held by what a dead criod left.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Takes runroot for this criod and for this root: what lies in the one belongs to records in the
 /// other, and would be taken for left over by any other pair.
 fn own(paths: &Paths) -> Result<Flock<File>> {
     let path = paths.run.join("lock");
-    // no step: whether it is there says nothing.
-    let options = || OpenOptions::new().create(true).append(true).open(&path);
-    let mut file = options().map_err(Error::file("open", &path))?;
-    let began = Instant::now();
-    let lock = loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => break lock,
-            // A criod that was killed has the lock until the last of its threads has closed what
-            // it had open (fanotify's takes a while), and what it had just forked until that runs.
-            Err((again, nix::errno::Errno::EWOULDBLOCK)) if began.elapsed() < LOCK_PATIENCE => {
-                file = again;
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-                let text = format!("another criod uses {}", paths.run.display());
-                return Err(Error::precondition(text));
-            }
-            Err((_, e)) => return Err(Error::file("lock", &path)(e.into())),
-        }
+    let take = || {
+        // no step: whether it is there says nothing.
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e.into())
     };
+    let held = |e: &std::io::Error| e.kind() == std::io::ErrorKind::WouldBlock;
+    let lock = once_free(take, held).map_err(|e| match held(&e) {
+        true => Error::precondition(format!("another criod uses {}", paths.run.display())),
+        false => Error::file("lock", &path)(e),
+    })?;
     let of_root = paths.root.join("id");
     let id = match std::fs::read_to_string(&of_root) {
         Ok(id) => id,

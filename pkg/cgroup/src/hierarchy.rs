@@ -276,31 +276,7 @@ fn mountinfo_fields(line: &str) -> Option<(PathBuf, &str, &str)> {
     let (before, after) = line.split_once(" - ")?;
     let mountpoint = before.split(' ').nth(4)?;
     let mut after = after.splitn(3, ' ');
-    Some((PathBuf::from(unescape(mountpoint)), after.next()?, after.nth(1)?))
-}
-
-/// Undoes the `\040` of mountinfo.
-fn unescape(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let bytes = text.as_bytes();
-    let mut at = 0;
-    while at < bytes.len() {
-        let code = bytes.get(at + 1..at + 4).and_then(|code| {
-            let octal = std::str::from_utf8(code).ok().filter(|_| bytes[at] == b'\\')?;
-            u8::from_str_radix(octal, 8).ok()
-        });
-        match code {
-            Some(byte) => {
-                out.push(byte);
-                at += 4;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+    Some((sys::mount::unescape(mountpoint), after.next()?, after.nth(1)?))
 }
 
 #[cfg(test)]
@@ -361,12 +337,6 @@ mod tests {
         let h = Hierarchy::detect().unwrap();
         assert!(!h.mounts().is_empty());
         assert!(h.mounts().iter().all(|m| m.mountpoint.is_dir()), "{h:?}");
-    }
-
-    #[test]
-    fn escapes() {
-        assert_eq!(unescape(r"/a\040b\134c\"), r"/a b\c\");
-        assert_eq!(unescape(r"\999\04"), r"\999\04");
     }
 
     proptest! {

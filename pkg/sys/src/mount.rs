@@ -6,12 +6,27 @@
 //! Linux 5.12. The owner that such a mount shows is the one that the file system has, mapped from
 //! the inside of that user namespace to the outside.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// A path of `/proc/self/mountinfo` without its escapes, such as `\040` for a space.
+#[must_use]
+pub fn unescape(text: &str) -> PathBuf {
+    let (bytes, mut out, mut at) = (text.as_bytes(), Vec::with_capacity(text.len()), 0);
+    while let Some(&byte) = bytes.get(at) {
+        let digits = bytes.get(at + 1..at + 4).filter(|_| byte == b'\\');
+        let code = digits
+            .and_then(|d| std::str::from_utf8(d).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
+        out.push(code.unwrap_or(byte));
+        at += if code.is_some() { 4 } else { 1 };
+    }
+    OsString::from_vec(out).into()
+}
 
 /// Whether the kernel has `mount_setattr` (Linux 5.12).
 pub fn has_attributes() -> bool {
@@ -61,6 +76,15 @@ pub fn idmapped(path: &Path, user_namespace: BorrowedFd<'_>) -> io::Result<Owned
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn escapes_of_a_mount_table() {
+        for (text, path) in
+            [(r"/a\040b\134c\", r"/a b\c\"), (r"\999\04", r"\999\04"), (r"/a\134b\9\", r"/a\b\9\")]
+        {
+            assert_eq!(unescape(text), Path::new(path));
+        }
+    }
 
     #[test]
     fn refusals_are_the_kernels() {

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use api_cri::v1::PodSandboxConfig;
 use e2e::daemon::{Answer, Cri, EXITED, container, lines};
+use e2e::random::Random;
 use tonic::{Code, Status};
 
-use crate::random::Random;
 use crate::tally::Tally;
 use crate::troubles::{Moment, Weather};
 

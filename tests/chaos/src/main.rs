@@ -23,7 +23,6 @@
 
 mod load;
 mod proxy;
-mod random;
 mod tally;
 mod troubles;
 

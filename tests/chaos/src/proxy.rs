@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use e2e::daemon::Criod;
-
-use crate::random::Random;
+use e2e::random::Random;
 
 /// One connection of so many is cut.
 const CUT: u64 = 3;

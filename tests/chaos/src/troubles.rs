@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use e2e::daemon::{Criod, chain, processes};
+use e2e::random::Random;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::proxy::Proxy;
-use crate::random::Random;
 use crate::tally::Tally;
 
 /// A plugin that is a bridge, and at times fails before or after its work, or takes its time.
@@ -150,31 +150,36 @@ impl Troubles<'_> {
         self.criod.ready();
     }
 
-    fn kill_criod(&mut self) {
+    /// A criod goes, another comes: calls between may be cut.
+    fn replace_criod(&mut self, what: &str, replace: impl FnOnce(&mut Criod)) {
         self.weather.criods.fetch_add(1, Ordering::SeqCst);
-        self.criod.kill9();
-        self.criod.launch();
+        replace(self.criod);
         self.criod.ready();
         self.weather.criods.fetch_add(1, Ordering::SeqCst);
-        self.tally.count("criod killed");
+        self.tally.count(what);
+    }
+
+    fn kill_criod(&mut self) {
+        self.replace_criod("criod killed", |criod| {
+            criod.kill9();
+            criod.launch();
+        });
     }
 
     fn end_criod(&mut self) {
-        self.weather.criods.fetch_add(1, Ordering::SeqCst);
-        self.criod.terminate();
-        self.criod.launch();
-        self.criod.ready();
-        self.weather.criods.fetch_add(1, Ordering::SeqCst);
-        self.tally.count("criod ended with SIGTERM");
+        self.replace_criod("criod ended with SIGTERM", |criod| {
+            criod.terminate();
+            criod.launch();
+        });
     }
 
     fn reload_criod(&mut self) {
-        self.weather.criods.fetch_add(1, Ordering::SeqCst);
-        let mut before = self.criod.reload();
-        self.weather.criods.fetch_add(1, Ordering::SeqCst);
+        let mut before = None;
+        self.replace_criod("criod reloaded", |criod| before = Some(criod.reload()));
         // It may have commands to relay.
-        before.wait();
-        self.tally.count("criod reloaded");
+        if let Some(mut old) = before {
+            old.wait();
+        }
     }
 
     fn kill_keeper(&mut self) {
@@ -192,11 +197,7 @@ impl Troubles<'_> {
             .collect();
         self.weather.monitors.fetch_add(1, Ordering::SeqCst);
         for _ in 0..=random.below(4) {
-            let Some(pid) =
-                all.get(usize::try_from(random.below(1 << 20)).unwrap() % all.len().max(1))
-            else {
-                break;
-            };
+            let Some(pid) = all.get(random.index(all.len().max(1))) else { break };
             if kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok() {
                 self.tally.count("monitors killed");
             }

@@ -34,7 +34,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sys::seqpacket::Conn;
 
-pub use cri::{Answer, Cri, EXITED, NOT_READY, READY, RUNNING, UNKNOWN, block, container};
+pub use cri::{
+    Answer, Cri, EXITED, NOT_READY, READY, RUNNING, UNKNOWN, block, container, image_volume,
+};
 pub use failpoints::{Hit, Point};
 pub use leaks::{cgroup_members, processes};
 pub use logs::{lines, numbers};

@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod disk;
 pub mod monitor;
 pub mod previous;
+pub mod random;
 pub mod replay;
 pub mod stuck;
 

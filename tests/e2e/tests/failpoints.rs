@@ -20,7 +20,8 @@ use std::path::Path;
 use api_cri::v1::*;
 use driver::Driver;
 use e2e::daemon::{
-    Answer, Cri, Criod, EXITED, NOT_READY, Options, Point, READY, block, container, lines, new_runc,
+    Answer, Cri, Criod, EXITED, NOT_READY, Options, Point, READY, block, container, image_volume,
+    lines, new_runc,
 };
 use e2e::eventually;
 use nix::sys::signal::{Signal, kill};
@@ -35,15 +36,6 @@ const UNKNOWN: &str = "unknown";
 
 /// Says that it runs, and ends with 5 when it is told to.
 const SCRIPT: &str = "trap 'exit 5' TERM; echo started; while :; do sleep 0.02; done";
-
-fn image_volume(image: &str, at: &str) -> Mount {
-    Mount {
-        container_path: at.to_owned(),
-        readonly: true,
-        image: Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() }),
-        ..Mount::default()
-    }
-}
 
 /// A container that has what the pod has.
 fn of_pod(name: &str, command: &[&str], pod: &PodSandboxConfig) -> ContainerConfig {

@@ -115,6 +115,15 @@ async fn meanwhile(what: &str, mut done: impl FnMut() -> bool) {
     panic!("not within ten seconds: {what}");
 }
 
+/// The log has caught up with what the state had to say of it.
+fn nothing_is_late(c: &Container<'_>) {
+    eventually("nothing is late any more", || {
+        let state = std::fs::read(c.dir.join("state")).unwrap();
+        let state: StateResponse = protobuf::Message::parse_from_bytes(&state).unwrap();
+        state.lost.is_empty().then_some(())
+    });
+}
+
 /// What a refused call says.
 fn message<T: std::fmt::Debug>(answer: ttrpc::Result<T>) -> String {
     match answer.unwrap_err() {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use api_cri::v1::{ContainerConfig, Device, ImageSpec, Mount};
-use e2e::daemon::{BUSYBOX, Cri, Criod, Options, container};
+use e2e::daemon::{BUSYBOX, Cri, Criod, Options, container, image_volume};
 use nix::mount::MsFlags;
 
 const FILES: &str = "docker.io/test/files:1";
@@ -44,15 +44,6 @@ fn idle(name: &str) -> ContainerConfig {
 fn mount(host_path: impl AsRef<Path>, at: &str) -> Mount {
     let host_path = host_path.as_ref().to_str().unwrap().to_owned();
     Mount { host_path, container_path: at.to_owned(), ..Mount::default() }
-}
-
-fn image_volume(image: &str, at: &str) -> Mount {
-    Mount {
-        container_path: at.to_owned(),
-        readonly: true,
-        image: Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() }),
-        ..Mount::default()
-    }
 }
 
 fn says(criod: &Criod, id: &str, script: &str) -> String {

@@ -18,8 +18,9 @@ mod machine;
 mod promises;
 
 use e2e::daemon::{Criod, EXITED, container};
+use e2e::random::Random;
 use e2e::replay::{Blocks, Event};
-use machine::{Machine, Random};
+use machine::Machine;
 use promises::{Promises, Said, Trees, held, tried};
 
 /// Of several layers, with whatever a layer can hold.
@@ -82,10 +83,10 @@ fn power_is_lost(kind: &Kind) {
     for number in 0..cuts as u64 {
         let mut random = Random::new(seed + number);
         // Every sixth is just at a flush, with all that was written before: in turn, or by chance.
-        let at = if all { number as usize / 6 } else { random.below(flushes.len()) };
+        let at = if all { number as usize / 6 } else { random.index(flushes.len()) };
         let end = flushes.get(at + 1).copied().unwrap_or(events.len());
         let begin = flushes[at] + 1;
-        let cut = if number % 6 == 0 { begin } else { begin + random.below(end - begin + 1) };
+        let cut = if number % 6 == 0 { begin } else { begin + random.index(end - begin + 1) };
         if only.is_some_and(|n| n != number) {
             continue;
         }
@@ -93,9 +94,9 @@ fn power_is_lost(kind: &Kind) {
         let mut blocks = base.clone();
         let mut promises = Promises::default();
         // How likely a block is to have been written: none, some, all.
-        let chance = [0, 50, 80, 95, 100][random.below(5)];
+        let chance = [0, 50, 80, 95, 100][random.index(5)];
         for (n, event) in events[..cut].iter().enumerate() {
-            event.apply(&mut blocks, || n < begin || random.below(100) < chance);
+            event.apply(&mut blocks, || n < begin || random.index(100) < chance);
             if let Event::Said(said) = event {
                 promises.hear(said);
             }

@@ -47,11 +47,12 @@ impl Spread {
             else {
                 continue;
             };
-            let point = unescape(point);
+            let point = sys::mount::unescape(point);
+            let length = point.as_os_str().len();
             // Of mounts on top of each other the later one holds.
-            if path.starts_with(&point) && point.len() >= best.0 {
+            if path.starts_with(&point) && length >= best.0 {
                 let has = |word: &str| fields.iter().take(end).skip(6).any(|f| f.starts_with(word));
-                best = (point.len(), Spread { shared: has("shared:"), slave: has("master:") });
+                best = (length, Spread { shared: has("shared:"), slave: has("master:") });
             }
         }
         best.1
@@ -67,13 +68,6 @@ impl Spread {
             _ => Ok(()),
         }
     }
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(text.to_owned(), |t, (code, c)| t.replace(code, c))
 }
 
 /// `None` is the default list: that of who says nothing of security. The kubelet sends the list

@@ -69,6 +69,16 @@ pub fn container(name: &str, command: &[&str]) -> ContainerConfig {
     }
 }
 
+/// An image that is mounted there.
+pub fn image_volume(image: &str, at: &str) -> Mount {
+    Mount {
+        container_path: at.to_owned(),
+        readonly: true,
+        image: Some(ImageSpec { image: image.to_owned(), ..ImageSpec::default() }),
+        ..Mount::default()
+    }
+}
+
 macro_rules! call {
     ($self:ident, $service:ident, $method:ident, $request:expr) => {
         block(async {

@@ -204,11 +204,7 @@ async fn a_frozen_log_disk_holds_up_neither_a_command_nor_a_stop() {
     assert!(!c.texts("stdout").contains(&"bye".into()));
     drop(frozen);
     whole(&c).await;
-    eventually("nothing is late any more", || {
-        let state = fs::read(c.dir.join("state")).unwrap();
-        let state: StateResponse = protobuf::Message::parse_from_bytes(&state).unwrap();
-        state.lost.is_empty().then_some(())
-    });
+    nothing_is_late(&c);
     delete(&c).await;
 }
 

@@ -241,11 +241,7 @@ async fn a_full_disk_delays_the_log_but_neither_loses_a_line_nor_holds_up_a_stop
     want.push("done".into());
     eventually("the last line", || (c.texts("stdout") == want).then_some(()));
     assert_eq!(c.texts("stderr"), lines("err", 4000));
-    eventually("nothing is late any more", || {
-        let state = fs::read(c.dir.join("state")).unwrap();
-        let state: StateResponse = protobuf::Message::parse_from_bytes(&state).unwrap();
-        state.lost.is_empty().then_some(())
-    });
+    nothing_is_late(&c);
     delete(&c).await;
 }
 

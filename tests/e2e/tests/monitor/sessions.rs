@@ -26,10 +26,7 @@ pub(super) fn connect(c: &Container<'_>) -> Conn {
 
 /// A file in memory, as criod hands the process over.
 pub(super) fn memfd(bytes: &[u8]) -> OwnedFd {
-    let fd = nix::sys::memfd::memfd_create("process", nix::sys::memfd::MFdFlags::MFD_CLOEXEC);
-    let mut file = File::from(fd.unwrap());
-    file.write_all(bytes).unwrap();
-    file.into()
+    sys::replace::memory_file("process", bytes).unwrap().into()
 }
 
 fn process(tty: bool, args: &[&str]) -> OwnedFd {
